@@ -1,0 +1,153 @@
+// LabelPooling on the GPU: one block pools one sample (CPU twin: _pool_on_cpu in pooling.py).
+//
+// Compiled by NVRTC with these macros; see pooling.py, and tests/test_pooling_cuda.py for the C++ build.
+//   MAP_T      short (bits of float16 scores) or int (bits of float32 scores)
+//   OUT_BYTES  4: float32, 2: float16 or bfloat16 (OUT_BFLOAT16)
+// Contraction of a*b+c must be off (--fmad=false): the number of grid points is ceil(side), and one rounding more
+// or less changes it.
+
+#define NO_LABEL_MAP (-2)
+#define EMPTY (-1)
+
+#ifdef HOST_SHIM  // plain C++: a block is one thread, run in a loop over the samples
+#include "host_shim.h"
+#else
+#define DEVICE __device__ __forceinline__
+DEVICE float float_from_half(unsigned short bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+DEVICE unsigned short half_from_float(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+DEVICE float not_a_number() { return __int_as_float(0x7fffffff); }
+DEVICE float float_from_bits(int bits) { return __int_as_float(bits); }
+DEVICE unsigned bits_from_float(float value) { return __float_as_uint(value); }
+DEVICE float add_to(float *place, float value) { return atomicAdd(place, value); }
+#endif
+
+DEVICE float score_from_bits(short bits) { return float_from_half((unsigned short)bits); }
+DEVICE float score_from_bits(int bits) { return float_from_bits(bits); }
+
+#if OUT_BYTES == 4
+typedef float OUT_T;
+DEVICE OUT_T to_output(float value) { return value; }
+#elif defined(OUT_BFLOAT16)
+typedef unsigned short OUT_T;
+DEVICE OUT_T to_output(float value) {  // round to nearest even
+  unsigned bits = bits_from_float(value);
+  if (value != value) return 0x7fff;
+  return (OUT_T)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+#else
+typedef unsigned short OUT_T;
+DEVICE OUT_T to_output(float value) { return half_from_float(value); }
+#endif
+
+// Weight of place `at` along one axis: roi_align's average over ceil(side) bilinear samples, aligned=False.
+DEVICE float axis_weight(float low, float high, int size, int at) {
+  float start = low * (float)size - 0.5f;
+  float side = (high * (float)size - 0.5f) - start;
+  if (side < 1.0f) side = 1.0f;
+  int points = (int)ceilf(side);
+  float weight = 0.0f;
+  for (int i = 0; i < points; ++i) {
+    float where = start + ((float)i + 0.5f) * side / (float)points;
+    if (where < -1.0f || where > (float)size) continue;
+    if (where < 0.0f) where = 0.0f;
+    int below = (int)where;
+    if (below >= size - 1) {
+      if (at == size - 1) weight += 1.0f;
+    } else {
+      float above_share = where - (float)below;
+      if (at == below) weight += 1.0f - above_share;
+      if (at == below + 1) weight += above_share;
+    }
+  }
+  return weight / (float)points;
+}
+
+// Sum or maximum over the block; `scratch` holds 32 floats. Every thread gets the result.
+DEVICE float block_reduce(float value, bool maximum, float *scratch) {
+#ifndef HOST_SHIM
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    float other = __shfl_xor_sync(0xffffffffu, value, offset);
+    value = maximum ? fmaxf(value, other) : value + other;
+  }
+  __syncthreads();
+  if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = value;
+  __syncthreads();
+  value = scratch[0];
+  for (int warp = 1; warp < (int)(blockDim.x >> 5); ++warp)
+    value = maximum ? fmaxf(value, scratch[warp]) : value + scratch[warp];
+#endif
+  return value;
+}
+
+extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, const float *__restrict__ crop_boxes,
+                                       const long long *__restrict__ labels, OUT_T *__restrict__ targets,
+                                       float *__restrict__ workspace, int num_classes, int top_k, int height,
+                                       int width, float inverse_temperature) {
+  extern __shared__ float shared[];
+  float *weight_y = shared;
+  float *weight_x = weight_y + height;
+  float *scratch = weight_x + width;
+  // The pooled logits: in shared memory, or in global memory where they do not fit.
+  float *logits = workspace ? workspace + (long long)blockIdx.x * num_classes : scratch + 32;
+
+  const int places = height * width;
+  const MAP_T *scores = label_maps + (long long)blockIdx.x * 2 * top_k * places;
+  const MAP_T *classes = scores + top_k * places;
+  const float *box = crop_boxes + (long long)blockIdx.x * 4;
+  OUT_T *target = targets + (long long)blockIdx.x * num_classes;
+
+  if (classes[0] == NO_LABEL_MAP) {  // the single label, or NaN to be seen where there is none
+    long long label = labels ? labels[blockIdx.x] : -1;
+    bool known = label >= 0 && label < num_classes;
+    for (int c = threadIdx.x; c < num_classes; c += blockDim.x)
+      target[c] = to_output(known ? (c == label ? 1.0f : 0.0f) : not_a_number());
+    return;
+  }
+  // A box that is not one would be pooled into nonsense: NaN stops the run at its first loss.
+  bool valid = box[0] <= box[2] && box[1] <= box[3] && fabsf(box[0]) <= 16.0f && fabsf(box[1]) <= 16.0f &&
+               fabsf(box[2]) <= 16.0f && fabsf(box[3]) <= 16.0f;
+  if (!valid) {
+    for (int c = threadIdx.x; c < num_classes; c += blockDim.x) target[c] = to_output(not_a_number());
+    return;
+  }
+
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) logits[c] = 0.0f;
+  for (int i = threadIdx.x; i < height + width; i += blockDim.x)
+    shared[i] = i < height ? axis_weight(box[1], box[3], height, i) : axis_weight(box[0], box[2], width, i - height);
+  __syncthreads();
+
+  bool out_of_range = false;
+  for (int place = threadIdx.x; place < places; place += blockDim.x) {
+    float weight = weight_y[place / width] * weight_x[place % width];
+    if (weight == 0.0f) continue;
+    for (int k = 0; k < top_k; ++k) {
+      int c = classes[k * places + place];
+      if (c >= 0 && c < num_classes)
+        add_to(&logits[c], weight * score_from_bits(scores[k * places + place]));
+      else if (c != EMPTY)
+        out_of_range = true;
+    }
+  }
+  __syncthreads();
+
+  float greatest = 0.0f;  // classes that no place names have logit 0, so the maximum is at least that
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) greatest = fmaxf(greatest, logits[c]);
+  if (out_of_range) greatest = INFINITY;  // exp(x - inf) / 0 below: NaN, seen by the loss
+  greatest = block_reduce(greatest, true, scratch);
+  float sum = 0.0f;
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) {
+    float e = expf((logits[c] - greatest) * inverse_temperature);
+    logits[c] = e;
+    sum += e;
+  }
+  sum = block_reduce(sum, false, scratch);
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) target[c] = to_output(logits[c] / sum);
+}

@@ -1,0 +1,257 @@
+"""LabelPooling: from label maps and crop boxes to soft targets, on the CPU (numba) and on CUDA (CuPy).
+
+Yun et al., CVPR 2021, section 3.2, as the official code computes it: scatter the `top_k` scores of each place
+into a dense map `D[C, H, W]` of zeros, `z = roi_align(D, box * (W, H) - 0.5, 1x1, aligned=False)`,
+`target = softmax(z)`. RoIAlign with one output cell is separable, `z[c] = sum_yx wy[y] wx[x] D[c, y, x]`, so the
+dense map never has to exist: each entry of the sparse map adds `wy * wx * score` to its class.
+
+What follows from the definition and is kept: a class that no place names has logit 0, not -inf, and gets a
+share of the probability; a box side counts as one place at least; grid points beyond [-1, size] add nothing but
+stay in the divisor.
+"""
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numba as nb
+import numpy as np
+import torch
+
+from .label_map import EMPTY, MAX_CLASSES, NO_LABEL_MAP
+
+_OUT_MACROS = {
+    torch.float32: ("-DOUT_BYTES=4",),
+    torch.float16: ("-DOUT_BYTES=2",),
+    torch.bfloat16: ("-DOUT_BYTES=2", "-DOUT_BFLOAT16"),
+}
+_MAP_MACROS = {torch.int16: "-DMAP_T=short", torch.int32: "-DMAP_T=int"}
+_THREADS = 256
+CUDA_SOURCE = Path(__file__).with_name("pooling.cu")
+
+OK, BAD_BOX, BAD_CLASS, NO_LABEL = 0, 1, 2, 3
+GREATEST_COORDINATE = 16.0  # image sides; beyond it a box is taken for a mistake, and the grid stays bounded
+
+
+def label_pooling(
+    label_maps: torch.Tensor,
+    crop_boxes: torch.Tensor,
+    num_classes: int,
+    labels: torch.Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """The soft multi-label target of each crop.
+
+    A class listed twice at one place counts with the sum of its scores (the converter refuses such maps).
+
+    Args:
+        label_maps: int16 (or int32) `[B, 2, top_k, H, W]`, as `LabelMapDecoder` hands them out.
+        crop_boxes: float32 `[B, 4]`, `(x1, y1, x2, y2)` as fractions of the stored image.
+        num_classes: C, at most 32,767.
+        labels: int64 `[B]`: the single label, target of a sample that has no label map.
+        temperature: the target is `softmax(z / temperature)`.
+        dtype: of the result: float32, float16 or bfloat16.
+
+    Returns:
+        `[B, num_classes]` of `dtype`, on the device of `label_maps`; rows sum to 1.
+
+    Raises:
+        ValueError: wrong dtype, shape or device. On the CPU also a NaN box or one with x2 < x1, a class out of
+            range, a sample without label map and without label, named by its place in the batch; on CUDA, where
+            telling would cost a device sync, such a sample's row is NaN, so that its loss cannot go unseen.
+    """
+    _check(label_maps, crop_boxes, num_classes, labels, temperature, dtype)
+    return _label_pooling(label_maps, crop_boxes, num_classes, labels, temperature, dtype)
+
+
+def _check(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
+    shape = list(label_maps.shape)
+    if label_maps.dtype not in _MAP_MACROS or label_maps.dim() != 5 or shape[1] != 2 or 0 in shape[2:]:
+        raise ValueError(f"label_maps is {label_maps.dtype}{shape}; give int16 or int32 [B, 2, top_k, H, W]")
+    if crop_boxes.dtype != torch.float32 or list(crop_boxes.shape) != [shape[0], 4]:
+        raise ValueError(f"crop_boxes is {crop_boxes.dtype}{list(crop_boxes.shape)}; give float32 [{shape[0]}, 4]")
+    if labels is not None and (labels.dtype != torch.int64 or list(labels.shape) != [shape[0]]):
+        raise ValueError(f"labels is {labels.dtype}{list(labels.shape)}; give int64 [{shape[0]}]")
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes is {num_classes}; give 1 to {MAX_CLASSES}")
+    if dtype not in _OUT_MACROS:
+        raise ValueError(f"dtype is {dtype}; give float32, float16 or bfloat16")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; give a positive number")
+    devices = {t.device for t in (label_maps, crop_boxes, labels) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(f"label_maps, crop_boxes and labels are on different devices: {sorted(map(str, devices))}")
+
+
+@torch.library.custom_op("relabel::label_pooling", mutates_args=(), device_types="cpu")
+def _label_pooling(
+    label_maps: torch.Tensor,
+    crop_boxes: torch.Tensor,
+    num_classes: int,
+    labels: torch.Tensor | None,
+    temperature: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    targets = torch.empty((len(label_maps), num_classes), dtype=torch.float32)
+    known = np.empty(0, np.int64) if labels is None else labels.contiguous().numpy()
+    status = np.zeros(len(label_maps), np.int8)
+    _pool_on_cpu(
+        label_maps.contiguous().numpy(),
+        crop_boxes.contiguous().numpy(),
+        known,
+        np.float32(1 / temperature),
+        targets.numpy(),
+        status,
+    )
+    if status.any():
+        i = int(status.nonzero()[0][0])
+        raise ValueError(
+            {
+                BAD_BOX: f"crop box {i} of the batch is {crop_boxes[i].tolist()}; "
+                "give (x1, y1, x2, y2) with x1 <= x2, y1 <= y2, fractions of the image",
+                BAD_CLASS: f"label map {i} of the batch names a class outside 0 to {num_classes - 1} (-1: empty)",
+                NO_LABEL: f"sample {i} of the batch has no label map; give its label from 0 to {num_classes - 1}",
+            }[int(status[i])]
+        )
+    return targets if dtype == torch.float32 else targets.to(dtype)
+
+
+@_label_pooling.register_fake
+def _(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
+    return label_maps.new_empty((label_maps.shape[0], num_classes), dtype=dtype)
+
+
+@nb.njit(nogil=True, error_model="numpy", cache=True)
+def _axis_weights(low, high, size, weights):
+    """RoIAlign's weights of the `size` places of one axis: the mean of ceil(side) bilinear samples."""
+    one, half = np.float32(1), np.float32(0.5)
+    start = low * np.float32(size) - half
+    side = max((high * np.float32(size) - half) - start, one)
+    points = int(math.ceil(side))
+    weights[:] = 0
+    for i in range(points):
+        where = start + (np.float32(i) + half) * side / np.float32(points)
+        if where < -one or where > size:
+            continue
+        where = max(where, np.float32(0))
+        below = int(where)
+        if below >= size - 1:
+            weights[size - 1] += one
+        else:
+            above_share = where - np.float32(below)
+            weights[below] += one - above_share
+            weights[below + 1] += above_share
+    weights /= np.float32(points)
+
+
+@nb.njit(nogil=True, inline="always")
+def _score_from_bits(bits, is_half):
+    if is_half:
+        # Exponent and mantissa moved to float32's place, then 2**112 for the difference of the biases: exact,
+        # subnormals included. Infinities and NaN are refused at conversion.
+        magnitude = np.int32((np.int32(bits) & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)
+        return -magnitude if bits < 0 else magnitude
+    return np.int32(bits).view(np.float32)
+
+
+@nb.njit(nogil=True, parallel=True, error_model="numpy", cache=True)
+def _pool_on_cpu(label_maps, crop_boxes, labels, inverse_temperature, targets, status):
+    batch, _, top_k, height, width = label_maps.shape
+    num_classes = targets.shape[1]
+    is_half = label_maps.itemsize == 2
+    scratch = np.empty((batch, height + width), np.float32)
+    for i in nb.prange(batch):
+        target = targets[i]
+        target[:] = 0
+        if label_maps[i, 1, 0, 0, 0] == NO_LABEL_MAP:
+            if labels.size and 0 <= labels[i] < num_classes:
+                target[labels[i]] = 1
+            else:
+                status[i] = NO_LABEL
+            continue
+        x1, y1, x2, y2 = crop_boxes[i, 0], crop_boxes[i, 1], crop_boxes[i, 2], crop_boxes[i, 3]
+        # Written so that NaN fails it.
+        if not (-GREATEST_COORDINATE <= x1 <= x2 <= GREATEST_COORDINATE):
+            status[i] = BAD_BOX
+            continue
+        if not (-GREATEST_COORDINATE <= y1 <= y2 <= GREATEST_COORDINATE):
+            status[i] = BAD_BOX
+            continue
+        weights = scratch[i]
+        weight_y, weight_x = weights[:height], weights[height:]
+        _axis_weights(y1, y2, height, weight_y)
+        _axis_weights(x1, x2, width, weight_x)
+        for y in range(height):
+            if weight_y[y] == 0:
+                continue
+            for x in range(width):
+                weight = weight_y[y] * weight_x[x]
+                if weight == 0:
+                    continue
+                for k in range(top_k):
+                    c = label_maps[i, 1, k, y, x]
+                    if 0 <= c < num_classes:
+                        target[c] += weight * _score_from_bits(label_maps[i, 0, k, y, x], is_half)
+                    elif c != EMPTY:
+                        status[i] = BAD_CLASS
+        greatest = np.float32(0)  # most classes are named nowhere: logit 0
+        for c in range(num_classes):
+            greatest = max(greatest, target[c])
+        unnamed = math.exp(-greatest * inverse_temperature)
+        total = 0.0  # float64: a thousand equal terms add up to the last digit
+        for c in range(num_classes):
+            e = unnamed if target[c] == 0 else math.exp((target[c] - greatest) * inverse_temperature)
+            target[c] = e
+            total += e
+        target *= np.float32(1 / total)
+
+
+@lru_cache
+def _cuda_kernel(map_dtype: torch.dtype, out_dtype: torch.dtype, device: int):
+    import cupy  # optional: the `gpu` extra
+
+    options = ("--std=c++14", "--fmad=false", _MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype])
+    with cupy.cuda.Device(device):
+        kernel = cupy.RawKernel(CUDA_SOURCE.read_text(), "pool_labels", options=options)
+        limit = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+        kernel.max_dynamic_shared_size_bytes = limit - kernel.shared_size_bytes
+    return cupy, kernel, limit - kernel.shared_size_bytes
+
+
+@_label_pooling.register_kernel("cuda")
+def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
+    label_maps, crop_boxes = label_maps.contiguous(), crop_boxes.contiguous()
+    labels = None if labels is None else labels.contiguous()
+    batch, _, top_k, height, width = label_maps.shape
+    targets = torch.empty((batch, num_classes), dtype=dtype, device=label_maps.device)
+    if batch == 0:
+        return targets
+    cupy, kernel, shared_limit = _cuda_kernel(label_maps.dtype, dtype, label_maps.device.index)
+    shared = 4 * (height + width + 32 + num_classes)
+    workspace = None
+    if shared > shared_limit:
+        shared -= 4 * num_classes
+        workspace = torch.empty((batch, num_classes), dtype=torch.float32, device=label_maps.device)
+    with cupy.cuda.Device(label_maps.device.index):
+        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(label_maps.device).cuda_stream)
+        with stream:
+            kernel(
+                (batch,),
+                (_THREADS,),
+                (
+                    label_maps.data_ptr(),
+                    crop_boxes.data_ptr(),
+                    0 if labels is None else labels.data_ptr(),
+                    targets.data_ptr(),
+                    0 if workspace is None else workspace.data_ptr(),
+                    np.int32(num_classes),
+                    np.int32(top_k),
+                    np.int32(height),
+                    np.int32(width),
+                    np.float32(1 / temperature),
+                ),
+                shared_mem=shared,
+            )
+    return targets

@@ -1,0 +1,1 @@
+"""What the commands share: settings, label-map files, packing, loading, models, optimizers, scenes."""

@@ -1,0 +1,18 @@
+"""Errors that a person can mend: a command prints their message alone, without a traceback."""
+
+from pathlib import Path
+
+
+class BadInput(ValueError):
+    """A file, folder or setting that cannot be used; the message names it, the value and the mend."""
+
+
+class BadSample(BadInput):
+    """An image or a label map that cannot be used: `file`, and `reason` with the value and the mend."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(str(file), reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"

@@ -1,0 +1,193 @@
+"""FFCV's loader with what long runs need: any epoch on demand, errors that surface, threads that end.
+
+Stock FFCV counts epochs itself, leaves the consumer waiting forever when its thread fails, and keeps the thread
+of an epoch that was left early.
+"""
+
+from pathlib import Path
+from queue import Full
+from typing import Iterator
+
+import numba
+import numpy as np
+import torch
+from ffcv.fields import RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES
+from ffcv.loader import Loader as FFCVLoader
+from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
+from ffcv.pipeline.compiler import Compiler
+from ffcv.reader import Reader
+
+from ffcv_fields import CropSampler, LabelMapField
+
+from .errors import BadInput
+
+CUSTOM_FIELDS = {"label_map": LabelMapField}
+
+
+def read_header(path: str) -> Reader:
+    """The checked header of a `.beton`: `num_samples`, `field_names`, `handlers`, `metadata`.
+
+    Raises:
+        BadInput: the file is missing, no `.beton`, truncated, or its label maps do not fit their field.
+    """
+    if not Path(path).is_file():
+        raise BadInput(f"{path}: no such file; write it with write_datasets.py")
+    try:
+        fields = np.fromfile(path, dtype="<u2", count=2)
+        reader = Reader(path, CUSTOM_FIELDS if _has_label_map(path) else {}) if len(fields) == 2 else None
+    except (AssertionError, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a .beton file, or damaged ({error}); write it again") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
+    if reader is None or len(reader.metadata) != reader.num_samples:
+        raise BadInput(f"{path}: truncated; write it again with write_datasets.py")
+    _check_data(path, reader)
+    return reader
+
+
+def _has_label_map(path: str) -> bool:
+    # Reader refuses custom fields that it was not told of, and complains of ones that are not there.
+    with open(path, "rb") as file:
+        return b"label_map\0" in file.read(8 * 1064)
+
+
+def _check_data(path, reader):
+    """Every image and label map must be in the allocation table, whole in the file, with the bytes it must have."""
+    table = np.sort(reader.alloc_table, order="ptr")
+    starts, sizes = table["ptr"], table["size"]
+    end = Path(path).stat().st_size
+    for name, handler in reader.handlers.items():
+        field = reader.metadata[f"f{reader.field_names.index(name)}"]
+        if isinstance(handler, LabelMapField):
+            field = field[field["present"] == 1]
+            exact = np.full(len(field), handler.nbytes, np.uint64)
+        elif isinstance(handler, RGBImageField):
+            pixels = field["height"].astype(np.uint64) * field["width"] * 3
+            exact = np.where(field["mode"] == IMAGE_MODES["raw"], pixels, 0)  # 0: a JPEG may have any size
+        else:
+            continue
+        if len(field) == 0:
+            continue
+        at = np.minimum(np.searchsorted(starts, field["data_ptr"]), max(len(table) - 1, 0))
+        good = len(table) > 0 and (starts[at] == field["data_ptr"]) & ((exact == 0) | (sizes[at] == exact))
+        if not np.all(good) or int((starts[at] + sizes[at]).max()) > end:
+            raise BadInput(f"{path}: the data of field {name!r} is not where the file says: truncated or damaged; write it again")
+
+
+class Loader(FFCVLoader):
+    """An FFCV loader whose epochs are asked for by number.
+
+    Args:
+        path: the `.beton`.
+        num_classes: of the network; no label in the file may be outside.
+        num_workers: threads that decode; no more are started than numba may use (one a core).
+        crops: the sampler of this loader's decoders, if any; its epoch follows the loader's.
+        keywords: as FFCV's Loader takes them.
+
+    Raises:
+        BadInput: see `read_header`; also a class outside `num_classes`, and label maps that are asked for in
+            `pipelines` and not there.
+    """
+
+    def __init__(
+        self, path: str, num_classes: int, num_workers: int, crops: CropSampler | None = None, **keywords
+    ) -> None:
+        threads = torch.get_num_threads()
+        self.header = read_header(path)
+        self._check(path, num_classes, keywords["pipelines"])
+        custom = CUSTOM_FIELDS if "label_map" in self.header.handlers else {}
+        num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
+        super().__init__(path, custom_fields=custom, num_workers=num_workers, **keywords)
+        self.crops = crops
+        self._torch_threads = threads
+        torch.set_num_threads(threads)
+
+    def _check(self, path, num_classes, pipelines):
+        labels = self.header.metadata[f"f{self.header.field_names.index('label')}"]
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}; model.num_classes is {num_classes}")
+        label_map = self.header.handlers.get("label_map")
+        if pipelines.get("label_map") is None:
+            return
+        if label_map is None:
+            raise BadInput(
+                f"{path}: holds no label maps; pack them with write_datasets.py --cfg.label_map_dir=..., "
+                "or train on single labels with --data.relabel.use=False"
+            )
+        if label_map.num_classes > num_classes:
+            raise BadInput(f"{path}: its label maps name {label_map.num_classes} classes; model.num_classes is {num_classes}")
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The batches of one epoch; order and crops depend on the seed and `epoch` alone.
+
+        Raises:
+            Exception: whatever was raised while a batch was made, in the thread that makes them.
+        """
+        self.next_epoch = epoch
+        if self.crops is not None:
+            self.crops.epoch = epoch
+        order = self.next_traversal_order()[: len(self) * self.batch_size]
+        iterator = _EpochIterator(self, order)
+        torch.set_num_threads(self._torch_threads)
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+            iterator.join()
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        return self.epoch(self.next_epoch)
+
+
+class _EpochIterator(EpochIterator):
+    """FFCV's thread, with failures handed to the consumer and an end to waiting once that has left."""
+
+    def run(self) -> None:
+        try:
+            Compiler.set_num_threads(self.loader.num_workers)
+            self._make_batches()
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _make_batches(self):
+        slots = self.loader.batches_ahead + 2
+        events = [None] * slots
+        for number, indices in enumerate(self.iter_ixes):
+            slot = number % slots
+            result = self.run_pipeline(number, indices, slot, events[slot])
+            if not self._put((slot, result)):
+                return
+            if IS_CUDA:
+                # The consumer has asked for batch number - batches_ahead: all work on the batch before that has
+                # been submitted. Its slot must not be written before that work is done.
+                event = torch.cuda.Event()
+                event.record(self.current_stream)
+                events[(slot - self.loader.batches_ahead - 1) % slots] = event
+
+    def _put(self, item):
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=0.1)
+                return True
+            except Full:
+                pass
+        return False
+
+    def __next__(self):
+        item = self.output_queue.get()
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        slot, result = item
+        if IS_CUDA:
+            self.current_stream.wait_stream(self.cuda_streams[slot])
+        return result
+
+    def close(self) -> None:
+        self.terminate_event.set()
+        if not self.closed:
+            self.closed = True
+            self.memory_context.__exit__(None, None, None)

@@ -1,0 +1,106 @@
+"""Networks by name (torchvision's, and timm's as `timm/NAME`), BlurPool, and weights from a checkpoint."""
+
+import difflib
+import pickle
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from .errors import BadInput
+
+
+def build_model(
+    arch: str,
+    num_classes: int,
+    bn_momentum: float = 0.1,
+    bn_eps: float = 1e-5,
+    use_blurpool: bool = False,
+) -> nn.Module:
+    """A network with random weights, images float `[B, 3, S, S]` -> logits `[B, num_classes]`.
+
+    Args:
+        arch: the name of a torchvision classifier, or `timm/NAME`.
+        num_classes: size of its head.
+        bn_momentum: batch norm's momentum in torch's sense: the weight of the new batch.
+        bn_eps: batch norm's epsilon.
+        use_blurpool: blur before every strided convolution of 16 or more channels (Zhang, ICML 2019).
+
+    Raises:
+        BadInput: there is no such network; the message names the nearest.
+    """
+    if arch.startswith("timm/"):
+        known = [f"timm/{name}" for name in timm.list_models()]
+    else:
+        known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        nearest = difflib.get_close_matches(arch, known, n=3)
+        raise BadInput(
+            f"model.arch is {arch!r}; "
+            + (f"did you mean {', '.join(nearest)}?" if nearest else "give a torchvision classifier or timm/NAME")
+        )
+    if arch.startswith("timm/"):
+        model = timm.create_model(arch.removeprefix("timm/"), num_classes=num_classes)
+    else:
+        keywords = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+        if keywords:
+            keywords["aux_logits"] = False
+        model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **keywords)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum, module.eps = bn_momentum, bn_eps
+    if use_blurpool:
+        _apply_blurpool(model)
+    return model
+
+
+class BlurPoolConv2d(nn.Module):
+    """A convolution behind a fixed 3x3 binomial blur of its input."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+        self.conv = conv
+        self.register_buffer("blur_filter", kernel.expand(conv.in_channels, 1, 3, 3).contiguous())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.conv2d(x, self.blur_filter, padding=1, groups=self.conv.in_channels))
+
+
+def _apply_blurpool(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+            setattr(module, name, BlurPoolConv2d(child))
+        else:
+            _apply_blurpool(child)
+
+
+def load_weights(model: nn.Module, file: str) -> None:
+    """Load a checkpoint: a state dict, or a dict with one under `model` (ours) or `state_dict` (official).
+
+    Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off.
+
+    Raises:
+        BadInput: no such file, not a checkpoint, or weights that do not fit `model`; named.
+    """
+    if not Path(file).is_file():
+        raise BadInput(f"{file}: no such checkpoint")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise BadInput(f"{file}: not a checkpoint that can be read safely ({str(error).splitlines()[0]})") from None
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+    if not isinstance(checkpoint, dict) or not all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
+        raise BadInput(f"{file}: holds no state dict of tensors")
+    for prefix in ("module.", "_orig_mod."):
+        checkpoint = {key.removeprefix(prefix): value for key, value in checkpoint.items()}
+    try:
+        model.load_state_dict(checkpoint)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise BadInput(f"{file}: does not fit the network: {' '.join(line.strip() for line in lines[1:4])}") from None

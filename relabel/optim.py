@@ -1,0 +1,71 @@
+"""Optimizer, learning-rate schedule and image-size schedule of the recipes."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def build_optimizer(
+    model: nn.Module,
+    optimizer: str,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay_bn: bool,
+) -> torch.optim.Optimizer:
+    """SGD, or AdamP (Heo et al., ICLR 2021) with betas `(momentum, 0.999)`, as in the official code.
+
+    Args:
+        model: whose parameters are trained.
+        optimizer: "sgd" or "adamp".
+        lr: learning rate at its peak.
+        momentum: SGD's momentum, AdamP's first beta.
+        nesterov: Nesterov's variant of either.
+        weight_decay: on all parameters; without `decay_bn` not on batch norm's.
+        decay_bn: whether batch norm's parameters decay.
+    """
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    groups = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
+    if not decay_bn:
+        groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
+    if optimizer == "adamp":
+        from timm.optim import AdamP
+
+        return AdamP(groups, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, nesterov=nesterov)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def learning_rate(
+    epoch: float, epochs: int, peak: float, decay_type: str, warmup_lr: float, warmup_epochs: float
+) -> float:
+    """The learning rate at a (fractional) epoch: linear warm-up to `peak`, then decay over the epochs left.
+
+    Args:
+        epoch: epochs done so far, 0 to `epochs`.
+        epochs: length of the whole run.
+        peak: `optim.lr.init`.
+        decay_type: "cos" and "linear" end at 0; "step" divides by 10 every 30 epochs, counted from the start.
+        warmup_lr: where the warm-up begins.
+        warmup_epochs: how long it lasts.
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr + (peak - warmup_lr) * epoch / warmup_epochs
+    if decay_type == "step":
+        return peak * 0.1 ** (epoch // 30)
+    done = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+    return peak * (1 - done if decay_type == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+def image_size(epoch: int, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:
+    """Side of the training crop in an epoch, in pixels (progressive resizing).
+
+    `min_res` up to `start_ramp`, `max_res` from `end_ramp`, linear in steps of 32 pixels between.
+    """
+    if epoch <= start_ramp:
+        return min_res
+    if epoch >= end_ramp:
+        return max_res
+    size = min_res + (max_res - min_res) * (epoch - start_ramp) / (end_ramp - start_ramp)
+    return max(min_res, min(max_res, round(size / 32) * 32))

@@ -1,0 +1,254 @@
+"""Writing a `.beton` with FFCV's own page format, by worker processes that may fail without harm.
+
+FFCV's `DatasetWriter` waits forever for a worker that died, ignores short writes and writes to the final path.
+Here the workers are watched, a bad sample is named, and the file appears under its name only when complete.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import numpy as np
+from ffcv.fields.base import Field
+from ffcv.memory_allocator import MemoryAllocator
+from ffcv.types import ALLOC_TABLE_TYPE
+from ffcv.writer import DatasetWriter
+from tqdm import tqdm
+
+from .errors import BadInput, BadSample
+
+PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
+
+
+class WorkerFailed(RuntimeError):
+    """A worker process died or raised; the message names the sample it was at."""
+
+
+@dataclass
+class Packed:
+    """What a conversion did: how many samples the file holds, those left out, and what the workers counted."""
+
+    num_samples: int
+    skipped: list[BadSample] = field(default_factory=list)
+    notes: list[Any] = field(default_factory=list)
+
+
+class _TooLarge(Exception):
+    """A sample that does not fit a page."""
+
+
+class _PageAllocator(MemoryAllocator):
+    """FFCV's allocator, writing each page to its own place in the file, whole, in any order."""
+
+    def malloc(self, size: int) -> tuple[int, np.ndarray]:
+        if size > self.page_size:
+            raise _TooLarge(f"takes {size:,} bytes, more than a page ({self.page_size:,}); lower cfg.max_resolution")
+        return super().malloc(size)
+
+    def __enter__(self) -> None:
+        self.fp = open(self.fname, "r+b", buffering=0)
+
+    def flush_page(self) -> None:
+        if self.my_page < 0:
+            return
+        rest, at = memoryview(self.page_data), self.offset + self.my_page * self.page_size
+        while rest:
+            written = os.pwrite(self.fp.fileno(), rest, at)
+            rest, at = rest[written:], at + written
+
+    def forget_sample(self) -> None:
+        """Give up the space of the current sample, whose encoding failed."""
+        while self.allocations and self.allocations[-1][0] == self.current_sample_id:
+            self.allocations.pop()
+
+
+def write_beton(
+    path: Path,
+    fields: dict[str, Field],
+    samples: Sequence[Any],
+    load: Callable[[int], tuple],
+    note: Callable[[], Any],
+    num_workers: int,
+    chunk_size: int,
+    skip_bad: bool,
+) -> Packed:
+    """Write `samples` into the file `path`, which appears when complete and replaces one that is there.
+
+    Args:
+        path: the `.beton`; while it grows it is `PATH.part`.
+        fields: FFCV fields by name, in the order of the values that `load` returns.
+        samples: one entry a sample, for `load` by index; its name in messages.
+        load: index -> the field values; raises BadSample. Runs in the worker processes.
+        note: what a worker has to report when it is done, collected in `Packed.notes`.
+        num_workers: processes; `chunk_size` samples are taken at a time.
+        skip_bad: leave bad samples out and list them; else the first one ends it.
+
+    Raises:
+        BadSample: the first bad sample, if they are not to be skipped.
+        WorkerFailed: a worker died or failed; the message says at which sample and why.
+    """
+    temporary = path.with_name(path.name + ".part")
+    writer = DatasetWriter(str(temporary), fields, page_size=PAGE_SIZE, num_workers=num_workers)
+    writer.num_samples = len(samples)
+    writer.prepare()
+    try:
+        packed, allocations = _run_workers(writer, samples, load, note, chunk_size, skip_bad)
+        packed.num_samples = _finish(writer, allocations, [bad_index for bad_index, _ in packed.skipped])
+        packed.skipped = [bad for _, bad in packed.skipped]
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()
+        temporary.unlink(missing_ok=True)
+    return packed
+
+
+def _run_workers(writer, samples, load, note, chunk_size, skip_bad):
+    context = multiprocessing.get_context("fork")  # `load` and its tables are shared, not copied
+    next_sample = context.Value(ctypes.c_int64, 0)
+    done = context.RawArray(ctypes.c_int64, writer.num_workers)
+    current = context.RawArray(ctypes.c_int64, [-1] * writer.num_workers)
+    allocator = _PageAllocator(writer.fname, writer.data_region_start, writer.page_size)
+    workers, receivers = [], {}
+    packed, allocations = Packed(0), []
+    try:
+        for rank in range(writer.num_workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_work,
+                args=(rank, os.getpid(), sender, writer, allocator, load, note)
+                + (next_sample, samples, chunk_size, done, current),
+                daemon=True,
+            )
+            process.start()
+            sender.close()
+            workers.append(process)
+            receivers[receiver] = rank
+        with tqdm(total=len(samples), unit=" images", desc=Path(writer.fname).stem, dynamic_ncols=True) as progress:
+            while receivers:
+                for receiver in wait(list(receivers), timeout=0.2):
+                    rank = receivers[receiver]
+                    try:
+                        kind, value = receiver.recv()
+                    except (EOFError, OSError):
+                        raise WorkerFailed(_epitaph(workers[rank], samples, current[rank])) from None
+                    if kind == "bad":
+                        if not skip_bad:
+                            raise value[1]
+                        packed.skipped.append(value)
+                    elif kind == "failed":
+                        raise WorkerFailed(f"a worker failed at {_name(samples, current[rank])}:\n{value}")
+                    else:
+                        allocations.append(np.frombuffer(value[0], dtype=ALLOC_TABLE_TYPE))
+                        packed.notes.append(value[1])
+                        del receivers[receiver]
+                progress.update(sum(done) - progress.n)
+    finally:
+        for process in workers:
+            process.kill()
+        for process in workers:
+            process.join()
+    packed.skipped.sort(key=lambda item: item[0])
+    return packed, np.concatenate(allocations)
+
+
+def _name(samples, index):
+    return samples[index] if index >= 0 else "its start"
+
+
+def _epitaph(process, samples, index):
+    process.join(5)
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        why = f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    else:
+        why = f"left with exit code {code}"
+    return f"a worker {why} while it was at {_name(samples, index)}; nothing was written"
+
+
+def _work(rank, parent, sender: Connection, writer, allocator, load, note, next_sample, samples, chunk_size, done, current):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        total = len(samples)
+        metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
+        columns = [metadata[name] for name in writer.metadata_type.names]
+        encoders = list(writer.fields.values())
+        with allocator:
+            while os.getppid() == parent:
+                with next_sample.get_lock():
+                    first = next_sample.value
+                    next_sample.value = first + chunk_size
+                if first >= total:
+                    break
+                for index in range(first, min(first + chunk_size, total)):
+                    current[rank] = index
+                    allocator.set_current_sample(index)
+                    try:
+                        _encode(index, load(index), encoders, columns, allocator)
+                    except _TooLarge as error:
+                        allocator.forget_sample()
+                        sender.send(("bad", (index, BadSample(samples[index], str(error)))))
+                    except BadSample as bad:
+                        allocator.forget_sample()
+                        sender.send(("bad", (index, bad)))
+                    done[rank] += 1
+        table = np.array(allocator.allocations, dtype=ALLOC_TABLE_TYPE)
+        sender.send(("done", (table.tobytes(), note())))
+    except BaseException:
+        sender.send(("failed", traceback.format_exc()))
+    finally:
+        sender.close()
+        os._exit(0)  # no exit handlers of the parent's copied state
+
+
+def _encode(index, values, encoders, columns, allocator):
+    for attempt in range(2):
+        try:
+            for column, encoder, value in zip(columns, encoders, values, strict=True):
+                encoder.encode(column[index : index + 1], value, allocator.malloc)
+            return
+        except MemoryError:  # the page was full: once more, on a fresh one
+            if attempt == 1:
+                raise
+
+
+def _finish(writer, allocations, skipped):
+    """Metadata without the skipped samples, allocation table and header, all on disk. Returns the samples kept."""
+    total = writer.num_samples
+    metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
+    keep = np.ones(total, dtype=bool)
+    keep[skipped] = False
+    kept = int(keep.sum())
+    if kept == 0:
+        raise BadInput("no sample could be used; nothing was written")
+    allocations = allocations.copy()
+    allocations["sample_id"] = (np.cumsum(keep) - 1)[allocations["sample_id"].astype(np.int64)]
+    header = writer.header.copy()
+    with open(writer.fname, "r+b") as file:
+        header["num_samples"] = kept
+        header["alloc_table_ptr"] = file.seek(0, os.SEEK_END)
+        file.write(allocations[np.argsort(allocations["ptr"])].tobytes())
+        file.seek(writer.metadata_start)
+        file.write(metadata[keep].tobytes())
+        file.seek(0)
+        file.write(header.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    return kept
+
+
+def _sync_folder(folder):
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

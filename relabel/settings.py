@@ -1,0 +1,166 @@
+"""Settings of a command: fastargs sections, YAML files and the command line, checked before anything runs.
+
+fastargs ignores keys it does not know, takes `--x=False` for true and leaves with exit code 0 on a bad value.
+Here each of these is one clear error and exit code 2.
+"""
+
+import argparse
+import difflib
+import math
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from fastargs import get_current_config
+from fastargs.config import Config
+from fastargs.dict_utils import expand_keys, fix_dict
+from fastargs.exceptions import MissingValueError, ValidationError
+from fastargs.validation import Checker
+
+
+class Flag(Checker):
+    """A boolean that also understands the words of a command line."""
+
+    WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+    def check(self, value: Any) -> bool:
+        return self.WORDS[str(value).lower()]
+
+    def help(self) -> str:
+        return "True or False"
+
+
+class Number(Checker):
+    """A finite number (or, with `whole=True`, an integer) within bounds, ends included."""
+
+    def __init__(self, least: float = -math.inf, greatest: float = math.inf, whole: bool = False) -> None:
+        self.least, self.greatest, self.whole = least, greatest, whole
+
+    def check(self, value: Any) -> float | int:
+        number = float(value)
+        if not math.isfinite(number) or not self.least <= number <= self.greatest:
+            raise ValueError(value)
+        if self.whole:
+            if number != int(number):
+                raise ValueError(value)
+            return int(number)
+        return number
+
+    def help(self) -> str:
+        kind = "an integer" if self.whole else "a number"
+        bounds = [f"{self.least:g} or more"] if self.least > -math.inf else []
+        bounds += [f"at most {self.greatest:g}"] if self.greatest < math.inf else []
+        return f"{kind}{', ' if bounds else ''}{', '.join(bounds)}"
+
+
+class Choice(Checker):
+    """One of some words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def check(self, value: Any) -> str:
+        if value not in self.words:
+            raise ValueError(value)
+        return value
+
+    def help(self) -> str:
+        return " | ".join(self.words)
+
+
+def load_settings(description: str) -> Config:
+    """Read `--config-file` YAMLs, in order, then the command line, into fastargs' current config.
+
+    Args:
+        description: the head of `--help`; the table of all settings follows it.
+
+    Raises:
+        SystemExit: code 2 with one message that names an unknown key (and the nearest known one), an unreadable
+            file, a missing or bad value.
+    """
+    config = get_current_config()
+    parser = argparse.ArgumentParser(
+        description=description, epilog=_table(config), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.allow_abbrev = False
+    parser.add_argument(
+        "-C", "--config-file", "--config-file-path", action="append", default=[], help="YAML file of settings; repeatable"
+    )
+    arguments, rest = parser.parse_known_args()
+    known = {".".join(path) for path in config.entries}
+    for file in arguments.config_file:
+        config.collect(_read_yaml(file, known))
+    config.collect(_read_command_line(rest, known))
+    for path, entry in config.entries.items():
+        name = ".".join(path)
+        try:
+            config[path]
+        except MissingValueError:
+            _stop(f"--{name} is missing: {entry.desc}")
+        except ValidationError:
+            _stop(f"--{name} is {config.content.get(path)!r}; must be {entry.checker.help()} ({entry.desc})")
+    return config
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Every setting with the value in force, by its dotted name."""
+    return {".".join(path): config[path] for path in config.entries}
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _check_known(key: str, known: set[str], where: str) -> None:
+    if key in known:
+        return
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else "; --help lists the settings"
+    _stop(f"unknown setting {key} in {where}{hint}")
+
+
+def _read_yaml(file: str, known: set[str]) -> dict:
+    try:
+        content = yaml.safe_load(Path(file).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        _stop(f"cannot read config file {file}: {error}")
+    if not isinstance(content, dict):
+        _stop(f"config file {file} must hold sections of settings, found {type(content).__name__}")
+    for key in _leaves(fix_dict(expand_keys(content))):
+        _check_known(key, known, file)
+    return content
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    return [leaf for key, branch in tree.items() for leaf in _leaves(branch, f"{prefix}.{key}" if prefix else key)]
+
+
+def _read_command_line(words: list[str], known: set[str]) -> dict[str, str]:
+    values, words = {}, list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            _stop(f"did not expect {word!r} on the command line; settings are --name=value")
+        key, equals, value = word[2:].partition("=")
+        _check_known(key, known, "the command line")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                _stop(f"--{key} needs a value: --{key}=VALUE")
+            value = words.pop(0)
+        values[key] = value
+    return values
+
+
+def _table(config: Config) -> str:
+    lines = ["settings (--name=value, or in a YAML file):"]
+    for section, paths in config.sections_to_entries.items():
+        lines.append(f"\n{'.'.join(section)}: {config.sections[section].desc}")
+        for path in paths:
+            entry = config.entries[path]
+            default = "required" if entry.required else f"default {entry.default!r}"
+            lines.append(f"  --{'.'.join(path):32s} {entry.desc} [{entry.checker.help()}; {default}]")
+    return "\n".join(lines)

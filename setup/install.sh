@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Makes .venv with everything pinned in requirements.lock. `make` calls it when those pins change.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+APT="python3-venv python3-dev g++ make pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev"
+DEMO_IMAGES=/usr/share/datasets/fashion-mnist
+
+stop() { echo "setup: $*" >&2; exit 1; }
+
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
+  stop "$PYTHON is $("$PYTHON" --version 2>&1); Python 3.11 to 3.13 is needed: make PYTHON=python3.11"
+
+# 1. What FFCV is built from, and the images of the demo: system packages, or a conda environment's.
+ready() {
+  command -v g++ pkg-config >/dev/null &&
+    "$PYTHON" -c 'import ensurepip, os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null &&
+    pkg-config --exists libturbojpeg &&
+    { pkg-config --exists opencv4 || [ -e /usr/include/opencv4/opencv2/imgproc.hpp ]; }
+}
+missing=
+ready || missing=$APT
+[ -d "${FASHION_MNIST:-$DEMO_IMAGES}" ] || missing="$missing dataset-fashion-mnist"
+if [ -n "$missing" ]; then
+  if command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then
+    sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+    $sudo apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing
+  fi
+  ready || stop "the packages that FFCV is built from are missing. One of:
+    sudo apt-get install $APT
+    conda install -c conda-forge python=3.11 cxx-compiler make pkg-config opencv libjpeg-turbo"
+fi
+pkg-config --exists opencv4 || export PKG_CONFIG_PATH="$PWD/setup/opencv${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
+
+# 2. The pinned packages. --no-deps: the lock is complete, and FFCV would ask for opencv-python, which needs a
+#    desktop's libraries, beside opencv-python-headless.
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+echo "setup: installing the packages of requirements.lock into .venv (about 5 GB, mostly torch)"
+pip install --no-deps setuptools==80.9.0 wheel==0.45.1
+pip install --no-deps --no-build-isolation -r requirements.lock
+if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
+  pip install --no-deps cupy-cuda13x==14.2.0
+fi
+pip install --no-deps --no-build-isolation --editable .
+touch .venv/.installed
