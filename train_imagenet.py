@@ -28,7 +28,6 @@ from fastargs import Param, Section
 from fastargs.decorators import param
 from ffcv.fields.decoders import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
-from ffcv.loader import OrderOption
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToDevice, ToTensor
 from tqdm import tqdm
@@ -187,7 +186,7 @@ def make_train_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         seed=seed,
-        order=OrderOption.RANDOM if in_memory else OrderOption.QUASI_RANDOM,
+        order="random" if in_memory else "near_sequential",
         os_cache=in_memory,
         drop_last=True,
         pipelines=pipelines,
@@ -215,7 +214,7 @@ def make_val_loader(
         num_classes=num_classes,
         batch_size=batch_size,
         num_workers=num_workers,
-        order=OrderOption.SEQUENTIAL,
+        order="sequential",
         os_cache=in_memory,
         drop_last=False,
         pipelines={
@@ -376,7 +375,14 @@ def resume(folder, start_epoch, model, optimizer, scaler):
 
 
 def report(line):
-    units = {"top_1": "%", "top_5": "%", "multilabel": "%", "seconds": " s", "images_per_second": "", "image_size": " px"}
+    units = {
+        "top_1": "%",
+        "top_5": "%",
+        "multilabel": "%",
+        "seconds": " s",
+        "images_per_second": "",
+        "image_size": " px",
+    }
     values = {k: f"{v:.0%}" if k == "data_wait" else f"{v:.4g}{units.get(k, '')}" for k, v in line.items()}
     return "  ".join(f"{k} {v}" for k, v in values.items())
 

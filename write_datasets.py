@@ -12,6 +12,7 @@ Exit codes: 0 written; 1 bad data or a failure, and nothing was written; 2 a bad
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ Section("cfg", "what to pack and how").params(
     data_dir=Param(str, "folder of images, one folder a class", required=True),
     write_path=Param(str, "the .beton to write", required=True),
     label_map_dir=Param(str, "folder of label maps, CLASS/IMAGE.pt or .p; empty: none", default=""),
-    axis_order=Param(Choice("xy", "yx"), "label-map files are [k, x, y] (the official ones) or [k, y, x]", default="xy"),
+    axis_order=Param(
+        Choice("xy", "yx"), "label-map files are [k, x, y] (the official ones) or [k, y, x]", default="xy"
+    ),
     score_dtype=Param(Choice("float16", "float32"), "how scores are stored", default="float16"),
     write_mode=Param(
         Choice("jpg", "raw", "smart", "proportion"),
@@ -132,11 +135,14 @@ def main(
         if score_dtype == "float16":
             stored = packed[0].view(np.float16).astype(np.float32)
             if not np.isfinite(stored).all():
-                raise BadSample(map_file, f"score {np.abs(scores).max():g} is beyond float16; use cfg.score_dtype=float32")
+                raise BadSample(
+                    map_file, f"score {np.abs(scores).max():g} is beyond float16; use cfg.score_dtype=float32"
+                )
             error = float(np.abs(stored - scores).max())
             worst = max(worst, (error, str(map_file)))
         return *values, packed
 
+    start = time.perf_counter()
     packed = write_beton(
         path,
         fields,
@@ -164,7 +170,7 @@ def main(
     print(
         f"{path}: {packed.num_samples:,} images of {len(classes):,} classes, {with_map:,} with label map, "
         f"{packed.num_samples - with_map:,} without, {path.stat().st_size:,} bytes, "
-        f"{label_bytes + 8:,} bytes an image for labels"
+        f"{label_bytes + 8:,} bytes an image for labels; {len(images) / (time.perf_counter() - start):,.0f} images/s"
     )
 
 
@@ -196,7 +202,9 @@ def match(images, label_maps, classes):
     matched = [(file, label) for file, label in images if key(file) in label_maps]
     missing = [BadSample(file, "has no label map") for file, _ in images if key(file) not in label_maps]
     wanted = {key(file) for file, _ in images}
-    orphans = [BadSample(file, "is a label map with no image") for k, file in sorted(label_maps.items()) if k not in wanted]
+    orphans = [
+        BadSample(file, "is a label map with no image") for k, file in sorted(label_maps.items()) if k not in wanted
+    ]
     return matched, missing + orphans
 
 

@@ -7,7 +7,7 @@ file and the number of the draw.
 """
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import numba as nb
 import numpy as np
@@ -46,7 +46,7 @@ def uniform(key, draw):
 
 @_jit
 def _round(value):
-    return int(math.floor(value + 0.5))
+    return math.floor(value + 0.5)
 
 
 @_jit

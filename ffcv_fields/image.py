@@ -1,7 +1,7 @@
 """FFCV decoders of the image field whose random crop is known outside: the pixels, and the crop's box."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Callable
 
 import numba as nb
 import numpy as np

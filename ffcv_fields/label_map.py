@@ -10,8 +10,8 @@ Rows are the image's y, columns its x. A sample without a label map has no data 
 out with `NO_LABEL_MAP` as the first class index, for `label_pooling` to put the single label in its place.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Callable
 
 import numpy as np
 from ffcv.fields.base import ARG_TYPE, Field

@@ -129,7 +129,7 @@ def _axis_weights(low, high, size, weights):
     one, half = np.float32(1), np.float32(0.5)
     start = low * np.float32(size) - half
     side = max((high * np.float32(size) - half) - start, one)
-    points = int(math.ceil(side))
+    points = math.ceil(side)
     weights[:] = 0
     for i in range(points):
         where = start + (np.float32(i) + half) * side / np.float32(points)

@@ -4,9 +4,9 @@ Stock FFCV counts epochs itself, leaves the consumer waiting forever when its th
 of an epoch that was left early.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Full
-from typing import Iterator
 
 import numba
 import numpy as np
@@ -17,12 +17,15 @@ from ffcv.loader import Loader as FFCVLoader
 from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 from ffcv.pipeline.compiler import Compiler
 from ffcv.reader import Reader
+from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType
 
 from ffcv_fields import CropSampler, LabelMapField
 
 from .errors import BadInput
+from .order import near_sequential_order, random_order
 
 CUSTOM_FIELDS = {"label_map": LabelMapField}
+GREATEST_FIELDS = 8  # ours have two or three
 
 
 def read_header(path: str) -> Reader:
@@ -33,14 +36,22 @@ def read_header(path: str) -> Reader:
     """
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; write it with write_datasets.py")
+    header, size = np.fromfile(path, HeaderType, count=1), Path(path).stat().st_size
+    if (
+        len(header) == 0
+        or header["version"][0] != CURRENT_VERSION
+        or not 1 <= header["num_fields"][0] <= GREATEST_FIELDS
+    ):
+        raise BadInput(f"{path}: not a .beton file of version {CURRENT_VERSION}; write it with write_datasets.py")
+    if max(header["num_samples"][0], header["alloc_table_ptr"][0]) > size:
+        raise BadInput(f"{path}: truncated or damaged; write it again with write_datasets.py")
     try:
-        fields = np.fromfile(path, dtype="<u2", count=2)
-        reader = Reader(path, CUSTOM_FIELDS if _has_label_map(path) else {}) if len(fields) == 2 else None
-    except (AssertionError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a .beton file, or damaged ({error}); write it again") from None
+        reader = Reader(path, CUSTOM_FIELDS if _has_label_map(path) else {})
+    except (IndexError, KeyError, UnicodeDecodeError, MemoryError) as error:
+        raise BadInput(f"{path}: damaged ({error}); write it again with write_datasets.py") from None
     except ValueError as error:
         raise BadInput(f"{path}: {error}") from None
-    if reader is None or len(reader.metadata) != reader.num_samples:
+    if len(reader.metadata) != reader.num_samples:
         raise BadInput(f"{path}: truncated; write it again with write_datasets.py")
     _check_data(path, reader)
     return reader
@@ -49,7 +60,7 @@ def read_header(path: str) -> Reader:
 def _has_label_map(path: str) -> bool:
     # Reader refuses custom fields that it was not told of, and complains of ones that are not there.
     with open(path, "rb") as file:
-        return b"label_map\0" in file.read(8 * 1064)
+        return b"label_map\0" in file.read(HeaderType.itemsize + GREATEST_FIELDS * FieldDescType.itemsize)
 
 
 def _check_data(path, reader):
@@ -72,7 +83,9 @@ def _check_data(path, reader):
         at = np.minimum(np.searchsorted(starts, field["data_ptr"]), max(len(table) - 1, 0))
         good = len(table) > 0 and (starts[at] == field["data_ptr"]) & ((exact == 0) | (sizes[at] == exact))
         if not np.all(good) or int((starts[at] + sizes[at]).max()) > end:
-            raise BadInput(f"{path}: the data of field {name!r} is not where the file says: truncated or damaged; write it again")
+            raise BadInput(
+                f"{path}: the data of field {name!r} is not where the file says: truncated or damaged; write it again"
+            )
 
 
 class Loader(FFCVLoader):
@@ -81,6 +94,8 @@ class Loader(FFCVLoader):
     Args:
         path: the `.beton`.
         num_classes: of the network; no label in the file may be outside.
+        order: "random"; "near_sequential" for a file larger than memory; "sequential".
+        seed: of the order.
         num_workers: threads that decode; no more are started than numba may use (one a core).
         crops: the sampler of this loader's decoders, if any; its epoch follows the loader's.
         keywords: as FFCV's Loader takes them.
@@ -91,14 +106,22 @@ class Loader(FFCVLoader):
     """
 
     def __init__(
-        self, path: str, num_classes: int, num_workers: int, crops: CropSampler | None = None, **keywords
+        self,
+        path: str,
+        num_classes: int,
+        order: str,
+        num_workers: int,
+        seed: int = 0,
+        crops: CropSampler | None = None,
+        **keywords,
     ) -> None:
         threads = torch.get_num_threads()
         self.header = read_header(path)
         self._check(path, num_classes, keywords["pipelines"])
         custom = CUSTOM_FIELDS if "label_map" in self.header.handlers else {}
         num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
-        super().__init__(path, custom_fields=custom, num_workers=num_workers, **keywords)
+        super().__init__(path, custom_fields=custom, num_workers=num_workers, seed=seed, **keywords)
+        self.order = order
         self.crops = crops
         self._torch_threads = threads
         torch.set_num_threads(threads)
@@ -116,7 +139,9 @@ class Loader(FFCVLoader):
                 "or train on single labels with --data.relabel.use=False"
             )
         if label_map.num_classes > num_classes:
-            raise BadInput(f"{path}: its label maps name {label_map.num_classes} classes; model.num_classes is {num_classes}")
+            raise BadInput(
+                f"{path}: its label maps name {label_map.num_classes} classes; model.num_classes is {num_classes}"
+            )
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches of one epoch; order and crops depend on the seed and `epoch` alone.
@@ -124,11 +149,9 @@ class Loader(FFCVLoader):
         Raises:
             Exception: whatever was raised while a batch was made, in the thread that makes them.
         """
-        self.next_epoch = epoch
         if self.crops is not None:
             self.crops.epoch = epoch
-        order = self.next_traversal_order()[: len(self) * self.batch_size]
-        iterator = _EpochIterator(self, order)
+        iterator = _EpochIterator(self, self.order_of(epoch)[: len(self) * self.batch_size])
         torch.set_num_threads(self._torch_threads)
         try:
             yield from iterator
@@ -136,8 +159,17 @@ class Loader(FFCVLoader):
             iterator.close()
             iterator.join()
 
+    def order_of(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch in the order in which they come, int64 `[N]`."""
+        if self.order == "random":
+            return random_order(int(self.header.num_samples), self.seed, epoch)
+        if self.order == "near_sequential":
+            image = self.header.metadata[f"f{self.header.field_names.index('image')}"]
+            return near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
+        return np.arange(int(self.header.num_samples))
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        return self.epoch(self.next_epoch)
+        return self.epoch(0)
 
 
 class _EpochIterator(EpochIterator):

@@ -9,10 +9,11 @@ import multiprocessing
 import os
 import signal
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
 from ffcv.fields.base import Field
@@ -123,8 +124,10 @@ def _run_workers(writer, samples, load, note, chunk_size, skip_bad):
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(
                 target=_work,
-                args=(rank, os.getpid(), sender, writer, allocator, load, note)
-                + (next_sample, samples, chunk_size, done, current),
+                args=(
+                    *(rank, os.getpid(), sender, writer, allocator, load, note),
+                    *(next_sample, samples, chunk_size, done, current),
+                ),
                 daemon=True,
             )
             process.start()
@@ -174,7 +177,9 @@ def _epitaph(process, samples, index):
     return f"a worker {why} while it was at {_name(samples, index)}; nothing was written"
 
 
-def _work(rank, parent, sender: Connection, writer, allocator, load, note, next_sample, samples, chunk_size, done, current):
+def _work(
+    rank, parent, sender: Connection, writer, allocator, load, note, next_sample, samples, chunk_size, done, current
+):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

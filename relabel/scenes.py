@@ -26,11 +26,12 @@ PHOTOGRAPHS = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-
 FASHION_MNIST = ["top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 CLASSES = sorted(FASHION_MNIST)  # a class's index is its folder's place, as in ImageFolder
 CANVAS = 96  # pixels
-MAIN_SIDE = (36, 46)  # side of the labelled object, pixels, inclusive
-OTHER_SIDE = (22, 32)
-NUM_OTHERS = (2, 4)
+MAIN_SIDE = (44, 56)  # side of the labelled object, pixels, inclusive
+OTHER_SIDE = (20, 30)
+NUM_OTHERS = (1, 3)
 ANNOTATOR_SHARE = 30_000  # of the 60,000 training photographs: the annotator's; the rest make scenes
 MAP_SIZE = 15
+VIEW = 60  # pixels: side of the annotator's training images
 TOP_K = 5
 
 
@@ -83,13 +84,18 @@ def compose(
         for _ in range(30):
             y, x = (int(v) for v in rng.integers(0, CANVAS - side, 2, endpoint=True))
             # Objects may touch and overlap a little, as their square frames are not full.
-            if all(abs(y + side / 2 - b - s / 2) > 0.42 * (side + s) or abs(x + side / 2 - c - s / 2) > 0.42 * (side + s)
-                   for _, b, c, s in objects):  # fmt: skip
+            apart = (max(abs(y - b + (side - s) / 2), abs(x - c + (side - s) / 2)) for _, b, c, s in objects)
+            if all(d > 0.42 * (side + s) for d, (*_, s) in zip(apart, objects, strict=True)):
                 which = int(rng.integers(len(labels)))
                 paste(canvas, photographs[which], y, x, side, rng)
                 objects.append((int(labels[which]), y, x, side))
                 break
     return canvas.clip(0, 255).astype(np.uint8), objects
+
+
+def read_scene(file: Path) -> np.ndarray:
+    """The pixels of a scene, uint8 `[CANVAS, CANVAS, 3]`."""
+    return np.asarray(Image.open(file))
 
 
 def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
@@ -148,14 +154,19 @@ class Annotator(nn.Module):
         return F.conv2d(self.features(images), self.head.weight[:, :, None, None], self.head.bias)
 
 
-def _single_objects(rng, photographs, labels, indices, size):
-    images = np.empty((len(indices), size, size, 3), np.float32)
+def _single_objects(rng, photographs, labels, indices):
+    """Single objects of all the scenes' sizes, whole or cut off, at the scale at which scenes are annotated."""
+    images = np.empty((len(indices), VIEW, VIEW, 3), np.uint8)
     for i, index in enumerate(indices):
-        images[i] = background(rng, size)
+        canvas = background(rng, MAIN_SIDE[1])
         side = int(rng.integers(OTHER_SIDE[0], MAIN_SIDE[1], endpoint=True))
-        y, x = rng.integers(0, size - side, 2, endpoint=True)
-        paste(images[i], photographs[index], y, x, side, rng)
-    return _to_input(images.clip(0, 255)), torch.from_numpy(labels[indices].astype(np.int64))
+        y, x = rng.integers(0, MAIN_SIDE[1] - side, 2, endpoint=True)
+        paste(canvas, photographs[index], y, x, side, rng)
+        extent = VIEW * CANVAS // (MAP_SIZE * 8)
+        top, left = rng.integers(0, MAIN_SIDE[1] - extent, 2, endpoint=True)
+        view = Image.fromarray(canvas[top : top + extent, left : left + extent].clip(0, 255).astype(np.uint8))
+        images[i] = np.asarray(view.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
+    return _to_input(images), torch.from_numpy(labels[indices].astype(np.int64))
 
 
 def _to_input(images):
@@ -166,20 +177,20 @@ def train_annotator(seed: int, steps: int = 1200, batch: int = 64) -> tuple[Anno
     """Train the annotator on single objects; returns it and its accuracy in percent on unseen ones."""
     torch.manual_seed(seed)
     photographs, labels = (a[:ANNOTATOR_SHARE] for a in read_photographs("train"))
-    rng, size, held_out = np.random.default_rng(seed), 48, 2000
+    rng, held_out = np.random.default_rng(seed), 2000
     model = Annotator().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for _ in tqdm(range(steps), desc="annotator", disable=None):
         indices = rng.integers(0, len(labels) - held_out, batch)
-        images, targets = _single_objects(rng, photographs, labels, indices, size)
+        images, targets = _single_objects(rng, photographs, labels, indices)
         loss = F.cross_entropy(model(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     model.eval()
-    images, targets = _single_objects(rng, photographs, labels, np.arange(len(labels) - held_out, len(labels)), size)
+    images, targets = _single_objects(rng, photographs, labels, np.arange(len(labels) - held_out, len(labels)))
     with torch.inference_mode():
         return model, 100 * (model(images).argmax(1) == targets).double().mean().item()
 
@@ -195,7 +206,7 @@ def annotate(annotator: Annotator, root: Path, out: Path) -> None:
     for first in tqdm(range(0, len(files), 64), desc="label maps", unit=" batches", disable=None):
         batch = files[first : first + 64]
         images = np.stack([np.asarray(Image.open(f).resize((side, side), Image.Resampling.BICUBIC)) for f in batch])
-        logits = annotator.dense(_to_input(images.astype(np.float32)))
+        logits = annotator.dense(_to_input(images))
         scores, classes = logits.topk(TOP_K, dim=1)
         for i, file in enumerate(batch):
             write_label_map(out / file.parent.name / f"{file.stem}.pt", scores[i].numpy(), classes[i].numpy())

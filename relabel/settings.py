@@ -9,7 +9,7 @@ import difflib
 import math
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from fastargs import get_current_config
@@ -22,7 +22,7 @@ from fastargs.validation import Checker
 class Flag(Checker):
     """A boolean that also understands the words of a command line."""
 
-    WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    WORDS: ClassVar = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
     def check(self, value: Any) -> bool:
         return self.WORDS[str(value).lower()]
@@ -85,7 +85,12 @@ def load_settings(description: str) -> Config:
     )
     parser.allow_abbrev = False
     parser.add_argument(
-        "-C", "--config-file", "--config-file-path", action="append", default=[], help="YAML file of settings; repeatable"
+        "-C",
+        "--config-file",
+        "--config-file-path",
+        action="append",
+        default=[],
+        help="YAML file of settings; repeatable",
     )
     arguments, rest = parser.parse_known_args()
     known = {".".join(path) for path in config.entries}

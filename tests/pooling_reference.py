@@ -11,7 +11,7 @@ from ffcv_fields.label_map import pack_label_map
 def reference(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, temperature: float = 1.0) -> np.ndarray:
     """Targets `[B, C]` of packed maps `[B, 2, k, H, W]`, float32 throughout, as the official code computes them."""
     half = label_maps.dtype == np.int16
-    batch, _, top_k, height, width = label_maps.shape
+    batch, _, _, height, width = label_maps.shape
     scores = torch.from_numpy(np.ascontiguousarray(label_maps[:, 0]).view(np.float16 if half else np.float32)).float()
     classes = torch.from_numpy(label_maps[:, 1].astype(np.int64))
     dense = torch.zeros(batch, num_classes + 1, height, width)  # the last one takes the empty places

@@ -7,7 +7,6 @@ import pytest
 import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder
-from ffcv.loader import OrderOption
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
 from scipy.stats import ks_2samp
@@ -57,8 +56,8 @@ def test_tiny_images_still_give_a_crop_inside(size):
 
 @pytest.mark.parametrize(
     "keywords, named",
-    [({"seed": -1}, "seed"), ({"scale": (0.5, 0.2)}, "scale"), ({"scale": (0, 1)}, "scale"), ({"ratio": (0, 1)}, "ratio"),
-     ({"flip_prob": 1.5}, "flip_prob")],
+    [({"seed": -1}, "seed"), ({"scale": (0.5, 0.2)}, "scale"), ({"scale": (0, 1)}, "scale"),
+     ({"ratio": (0, 1)}, "ratio"), ({"flip_prob": 1.5}, "flip_prob")],
 )  # fmt: skip
 def test_bad_parameters_are_named(keywords, named):
     with pytest.raises(ValueError, match=named):
@@ -89,7 +88,7 @@ def make_loader(path, num_workers, seed=5, batch_size=14):
     crops = CropSampler(seed)
     return Loader(
         str(path), num_classes=100, crops=crops, batch_size=batch_size, num_workers=num_workers, seed=seed,
-        order=OrderOption.RANDOM, os_cache=True, drop_last=True,
+        order="random", os_cache=True, drop_last=True,
         pipelines={
             "image": [RandomResizedCropDecoder(64, crops), ToTensor()],
             "label": [IntDecoder(), ToTensor()],
@@ -121,7 +120,7 @@ def test_the_box_is_the_region_of_the_pixels_and_workers_do_not_matter(coordinat
             for one, other in zip((images, labels, boxes), read_epoch(loaders[n], epoch), strict=True):
                 assert np.array_equal(one, other)
     first, again = read_epoch(loaders[2], 0), read_epoch(loaders[2], 1)
-    by_label = {label: box for label, box in zip(first[1], first[2], strict=True)}
+    by_label = dict(zip(first[1], first[2], strict=True))
     same = sum(np.array_equal(by_label[label], box) for label, box in zip(again[1], again[2], strict=True))
     assert same < 4  # other crops in another epoch
     fresh = read_epoch(make_loader(coordinates, 2), 3)  # as after a restart

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import label_map_tensor
 from ffcv.fields import IntField
 from ffcv.fields.decoders import IntDecoder
-from ffcv.loader import OrderOption
 from ffcv.transforms import ToTensor
 
-from conftest import label_map_tensor
 from ffcv_fields import LabelMapDecoder, LabelMapField
 from ffcv_fields.label_map import NO_LABEL_MAP, pack_label_map, unpack_label_map
 from relabel.loading import Loader
@@ -26,8 +25,8 @@ def test_the_header_keeps_every_parameter():
 
 @pytest.mark.parametrize(
     "keywords, named",
-    [({"top_k": 0}, "top_k is 0"), ({"top_k": 33}, "top_k is 33"), ({"height": 0}, "height"), ({"width": 1025}, "width"),
-     ({"num_classes": 32768}, "num_classes is 32768"), ({"score_dtype": "int8"}, "score_dtype is 'int8'"),
+    [({"top_k": 0}, "top_k is 0"), ({"top_k": 33}, "top_k is 33"), ({"height": 0}, "height"),
+     ({"width": 1025}, "width"), ({"num_classes": 32768}, "num_classes is 32768"), ({"score_dtype": "int8"}, "score_dtype is 'int8'"),
      ({"imported_axis_order": "zz"}, "imported_axis_order")],
 )  # fmt: skip
 def test_bad_parameters_are_named(keywords, named):
@@ -60,7 +59,8 @@ def test_float16_scores_come_back_bit_for_bit():
 
 @pytest.mark.parametrize(
     "top_k, height, width, num_classes, score_dtype",
-    [(5, 15, 15, 1000, "float16"), (5, 18, 18, 1000, "float32"), (1, 7, 7, 21841, "float16"), (32, 3, 5, 32767, "float16")],
+    [(5, 15, 15, 1000, "float16"), (5, 18, 18, 1000, "float32"), (1, 7, 7, 21841, "float16"),
+     (32, 3, 5, 32767, "float16")],
 )  # fmt: skip
 def test_maps_come_out_of_the_loader_as_they_went_in(tmp_path, top_k, height, width, num_classes, score_dtype):
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def test_maps_come_out_of_the_loader_as_they_went_in(tmp_path, top_k, height, wi
         path, {"label": IntField(), "label_map": field}, maps, lambda i: (i, maps[i]), lambda: None, 2, 2, False
     )
     loader = Loader(
-        str(path), num_classes=32767, batch_size=4, num_workers=2, order=OrderOption.SEQUENTIAL, drop_last=False,
+        str(path), num_classes=32767, batch_size=4, num_workers=2, order="sequential", drop_last=False,
         pipelines={"label": [IntDecoder(), ToTensor()], "label_map": [LabelMapDecoder(), ToTensor()]},
     )  # fmt: skip
     out = [row for _, batch in loader.epoch(0) for row in batch.numpy().copy()]

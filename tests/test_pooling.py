@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from pooling_reference import problems, random_maps, reference
 
 from ffcv_fields import label_pooling
 from ffcv_fields.label_map import NO_LABEL_MAP
-from pooling_reference import problems, random_maps, reference
 
 FULL = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 

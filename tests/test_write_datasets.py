@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run, write_images, write_label_maps
 from PIL import Image
 
 import write_datasets
-from conftest import ROOT, run, write_images, write_label_maps
 from ffcv_fields.label_map import unpack_label_map
 from relabel.errors import BadInput
 from relabel.loading import read_header
@@ -26,7 +27,9 @@ def write(images, path, **settings):
 
 
 def run_write(images, path, *more):
-    return run("write_datasets.py", f"--cfg.data_dir={images}", f"--cfg.write_path={path}", "--cfg.num_workers=2", *more)
+    return run(
+        "write_datasets.py", f"--cfg.data_dir={images}", f"--cfg.write_path={path}", "--cfg.num_workers=2", *more
+    )
 
 
 def stored_maps(path):
@@ -192,7 +195,7 @@ def test_an_image_too_large_for_a_page_is_named(tmp_path):
     for name in ("a.png", "c.png"):
         Image.fromarray(noise[:50, :50]).save(tmp_path / "images" / "a" / name)
     Image.fromarray(noise).save(tmp_path / "images" / "a" / "b.png", compress_level=0)
-    with pytest.raises(BadInput, match="b.png: takes .* lower cfg.max_resolution"):
+    with pytest.raises(BadInput, match=r"b\.png: takes .* lower cfg\.max_resolution"):
         write(tmp_path / "images", tmp_path / "t.beton", max_resolution=0, jpeg_quality=100)
     write(tmp_path / "images", tmp_path / "t.beton", max_resolution=0, jpeg_quality=100, on_error="skip")
     assert list(read_header(str(tmp_path / "t.beton")).metadata["f0"]["height"]) == [50, 50]
@@ -221,8 +224,8 @@ def test_a_killed_process_ends_the_command_and_leaves_nothing(tmp_path, victim):
     )  # fmt: skip
     children = []
     while len(children) < 2 and process.poll() is None:
-        children = open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()
-        children = [c for c in children if "resource_tracker" not in open(f"/proc/{c}/cmdline").read()]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = [c for c in children if "resource_tracker" not in Path(f"/proc/{c}/cmdline").read_text()]
         time.sleep(0.02)
     time.sleep(0.5)
     if victim == "worker":

@@ -1,0 +1,149 @@
+"""The main job on a small scale: `make demo`.
+
+Composes Scenes, lets a machine annotator write label maps, packs both into .beton files, trains the same network
+twice, on single labels and on localized multi-labels (ReLabel), evaluates both on the same validation file, and
+prints one table. Packing and training are the top-level commands, called as a user calls them.
+
+What is finished is not done again: delete the folder `runs/demo` for a fresh start.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from ffcv.pipeline import PipelineSpec
+from ffcv.transforms import ToTensor
+
+from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
+
+from . import scenes
+from .loading import Loader
+from .plots import draw_crops, draw_curves, read_log
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "rn50_configs" / "demo.yaml"
+TRAIN_SCENES, VAL_SCENES = 4000, 2000
+ROWS = {"single label": "False", "ReLabel": "True"}
+
+
+def main(folder: Path, seeds: list[int]) -> None:
+    """Run what is not done yet, for each seed, and print the table of all."""
+    data, start = folder / "data", time.perf_counter()
+    once(data / "scenes.done", lambda: make_scenes(data))
+    once(data / "label_maps.done", lambda: make_label_maps(data))
+    for split, more in (
+        ("train", [f"--cfg.label_map_dir={data}/label_maps", "--cfg.axis_order=yx"]),
+        ("val", []),
+    ):
+        if not (data / f"{split}.beton").exists():
+            command(
+                "write_datasets.py", f"--cfg.data_dir={data}/{split}", f"--cfg.write_path={data}/{split}.beton", *more
+            )
+    runs = {}
+    for seed in seeds:
+        for row, use_relabel in ROWS.items():
+            run = runs[row, seed] = folder / f"{row.replace(' ', '_')}_{seed}"
+            once(run / "finished", lambda run=run, u=use_relabel, s=seed: train(data, run, u, s))
+    draw_curves({row: read_log(runs[row, seeds[0]]) for row in ROWS}, folder / "curves.png")
+    once(folder / "crops.png", lambda: show_crops(data, folder / "crops.png"))
+    table = make_table(runs, seeds)
+    (folder / "results.md").write_text(table)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+    print(f"\n{table}\npictures: {folder}/curves.png, {folder}/crops.png")
+    print(f"peak memory of one process {peak:.2f} GiB; {time.perf_counter() - start:.0f} s")
+
+
+def once(mark: Path, step: Callable[[], None]) -> None:
+    """Do `step` unless `mark` exists, and leave it behind."""
+    if not mark.exists():
+        step()
+        mark.touch()
+
+
+def command(name: str, *arguments: str) -> None:
+    print(f"\n$ python {name} {' '.join(arguments)}", flush=True)
+    result = subprocess.run([sys.executable, ROOT / name, *arguments])
+    if result.returncode:
+        sys.exit(result.returncode)
+
+
+def make_scenes(data: Path) -> None:
+    print(f"composing {TRAIN_SCENES:,} training and {VAL_SCENES:,} validation scenes", flush=True)
+    scenes.write_scenes(data, "train", TRAIN_SCENES, seed=0)
+    scenes.write_scenes(data, "val", VAL_SCENES, seed=0)
+
+
+def make_label_maps(data: Path) -> None:
+    annotator, accuracy = scenes.train_annotator(seed=0)
+    print(f"annotator: {accuracy:.1f} % on single objects that it has not seen", flush=True)
+    scenes.annotate(annotator, data / "train", data / "label_maps")
+
+
+def train(data: Path, run: Path, use_relabel: str, seed: int) -> None:
+    command(
+        "train_imagenet.py", f"--config-file={CONFIG}", f"--data.train_dataset={data}/train.beton",
+        f"--data.val_dataset={data}/val.beton", f"--validation.multilabel_file={data}/val_multilabels.json",
+        f"--data.relabel.use={use_relabel}", f"--compute.seed={seed}", f"--logging.folder={run}",
+    )  # fmt: skip
+
+
+def make_table(runs: dict[tuple[str, int], Path], seeds: list[int]) -> str:
+    """Markdown: accuracy by row, mean and, with several seeds, standard error; training speed."""
+    lines = [
+        f"| {yaml.safe_load(CONFIG.read_text())['model']['arch']}, seeds {', '.join(map(str, seeds))} "
+        "| top-1 % | multi-label % | images/s |",
+        "|---|---|---|---|",
+    ]
+    for row in ROWS:
+        logs = [read_log(runs[row, seed]) for seed in seeds]
+        cells = []
+        for key in ("top_1", "multilabel"):
+            values = np.array([log[-1][key] for log in logs])
+            error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.1f}{error}")
+        speed = np.median([line["images_per_second"] for log in logs for line in log[1:]])
+        lines.append(f"| {row} | {' | '.join(cells)} | {speed:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def show_crops(data: Path, file: Path) -> None:
+    """A sheet of training scenes, their single labels, random crops, and the crops' pooled targets."""
+    chosen, crops, size = 6, CropSampler(seed=0, flip_prob=0.0), 64
+    loader = Loader(
+        str(data / "train.beton"), num_classes=10, crops=crops, batch_size=chosen, num_workers=1, seed=3,
+        order="random",
+        pipelines={
+            "image": [RandomResizedCropDecoder(size, crops), ToTensor()],
+            "label_map": [LabelMapDecoder(), ToTensor()],
+            "crop_box": PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()]),
+        },
+    )  # fmt: skip
+    order = loader.order_of(0)[:chosen]
+    sheet: list[list] = [[] for _ in order]
+    for epoch in range(4):  # the same scenes, with the crops of four epochs
+        loader.order_of = lambda _, order=order: order  # type: ignore[method-assign]
+        images, labels, maps, boxes = next(loader.epoch(epoch))
+        targets = label_pooling(maps, boxes, 10)
+        for i in range(chosen):
+            sheet[i].append((images[i].numpy().copy(), boxes[i].numpy().copy(), targets[i].numpy()))
+    layout = json.loads((data / "train.json").read_text())
+    whole = np.stack([scenes.read_scene(data / "train" / layout["files"][i]) for i in order])
+    draw_crops(whole, sheet, [scenes.CLASSES[int(c)] for c in labels], scenes.CLASSES, file)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where everything goes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(torch.get_num_threads())
+    main(arguments.folder, arguments.seeds)

@@ -1,0 +1,88 @@
+"""Colour augmentation against torchvision's operations, CutMix, smoothing, the loss."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from scipy.stats import ks_2samp
+from torchvision.transforms import ColorJitter
+
+from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, augment, cutmix, jitter, normalize, smooth, soft_cross_entropy
+
+
+def pictures(batch=6, size=24, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), dtype=np.uint8))
+
+
+def test_normalize_is_torchvision_s():
+    images = pictures()
+    expected = TF.normalize(images.permute(0, 3, 1, 2) / 255, IMAGENET_MEAN, IMAGENET_STD)
+    ours = normalize(images)
+    assert torch.allclose(ours, expected, atol=1e-5) and ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_jitter_with_given_factors_is_torchvision_s(order):
+    operations = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
+    pixels = pictures().float() / 255
+    factors = torch.from_numpy(np.random.default_rng(1).uniform(0.6, 1.4, (6, 3)).astype(np.float32))
+    ours = jitter(pixels, factors, torch.tensor([order] * 6))
+    for image, factor, result in zip(pixels, factors, ours, strict=True):
+        expected = image.permute(2, 0, 1)
+        for which in order:
+            expected = operations[which](expected, factor[which].item())
+        assert torch.allclose(result.permute(2, 0, 1), expected, atol=2e-4)  # torchvision rounds gray's weights
+
+
+def test_augmented_images_are_distributed_as_torchvision_s():
+    images = pictures(600, 8)
+    rng = np.random.default_rng(0)
+    ours = augment(images, rng, 0.4, 0.0, torch.float32)
+    torch.manual_seed(0)
+    transform = ColorJitter(0.4, 0.4, 0.4)
+    theirs = torch.stack([transform(i.permute(2, 0, 1) / 255) for i in images])
+    theirs = TF.normalize(theirs, IMAGENET_MEAN, IMAGENET_STD)
+    for statistic in (lambda x: x.mean((1, 2, 3)), lambda x: x.std((1, 2, 3)), lambda x: x[:, 0].mean((1, 2))):
+        assert ks_2samp(statistic(ours).numpy(), statistic(theirs).numpy()).pvalue > 1e-3
+
+
+def test_lighting_shifts_each_image_along_the_principal_colours():
+    images = pictures(400, 4)
+    shift = (augment(images, np.random.default_rng(0), 0.0, 0.1, torch.float32) - normalize(images)).mean((2, 3))
+    shift = shift * torch.tensor(IMAGENET_STD)
+    vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    along = shift @ vectors
+    assert torch.allclose(along.std(0), torch.tensor([0.02175, 0.00188, 0.00045]), rtol=0.12)
+
+
+def test_augmentation_depends_on_the_generator_alone():
+    a, b = (augment(pictures(), np.random.default_rng([3, 1, 2]), 0.4, 0.1, torch.float32) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_cutmix_mixes_targets_by_the_pasted_area():
+    images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 32)
+    targets = torch.eye(8)
+    pasted = []
+    for seed in range(200):
+        mixed, soft = cutmix(images.clone(), targets, np.random.default_rng(seed), 1.0, 1.0)
+        assert torch.allclose(soft.sum(1), torch.ones(8))
+        for i in range(8):
+            shares = torch.bincount(mixed[i, 0].long().flatten(), minlength=8) / 1024
+            assert torch.allclose(shares, soft[i], atol=1e-6)
+        pasted.append(1 - soft.max(1).values.min().item())
+    assert np.mean(pasted) > 0.1
+
+
+def test_cutmix_is_off_at_probability_0_and_beta_0():
+    images, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
+    for prob, beta in ((0.0, 1.0), (1.0, 0.0)):
+        mixed, soft = cutmix(images.clone(), targets, np.random.default_rng(0), prob, beta)
+        assert torch.equal(mixed, images) and torch.equal(soft, targets)
+
+
+def test_smoothing_and_loss_are_torch_s():
+    logits, labels = torch.randn(5, 7), torch.tensor([0, 1, 6, 3, 2])
+    targets = smooth(torch.nn.functional.one_hot(labels, 7).float(), 0.1)
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert torch.allclose(soft_cross_entropy(logits, targets), expected, atol=1e-6)

@@ -1,0 +1,130 @@
+"""Networks, optimizers, schedules, evaluation."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from relabel.errors import BadInput
+from relabel.evaluate import evaluate, read_multilabels
+from relabel.models import BlurPoolConv2d, build_model, load_weights
+from relabel.optim import build_optimizer, image_size, learning_rate
+
+
+@pytest.mark.parametrize("arch, nearest", [("resnet5", "resnet50"), ("timm/rexnet_10", "timm/rexnet_100")])
+def test_an_unknown_network_suggests_the_nearest(arch, nearest):
+    with pytest.raises(BadInput, match=nearest):
+        build_model(arch, 10)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm/rexnet_100", "shufflenet_v2_x0_5"])
+def test_networks_have_the_head_and_batch_norm_asked_for(arch):
+    model = build_model(arch, 12, bn_momentum=0.2, bn_eps=1e-4).eval()
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 12)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and all(m.momentum == 0.2 and m.eps == 1e-4 for m in norms)
+
+
+def test_blurpool_stands_before_strided_convolutions():
+    model = build_model("resnet50", 10, use_blurpool=True)
+    assert sum(isinstance(m, BlurPoolConv2d) for m in model.modules()) == 6
+    assert not isinstance(model.conv1, BlurPoolConv2d)  # 3 channels
+    blur = BlurPoolConv2d(nn.Conv2d(16, 16, 1, 2))
+    assert torch.allclose(blur.blur_filter.sum((1, 2, 3)), torch.ones(16))
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_official_checkpoints_load(tmp_path, wrap, prefix):
+    source, target = build_model("resnet18", 10), build_model("resnet18", 10)
+    torch.save(wrap({prefix + k: v for k, v in source.state_dict().items()}), tmp_path / "w.pth")
+    load_weights(target, str(tmp_path / "w.pth"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+
+
+def test_bad_checkpoints_are_named(tmp_path):
+    model, file = build_model("resnet18", 10), tmp_path / "w.pth"
+    with pytest.raises(BadInput, match="no such checkpoint"):
+        load_weights(model, str(file))
+    torch.save(build_model("resnet18", 11).state_dict(), file)
+    with pytest.raises(BadInput, match=r"does not fit.*fc\.weight"):
+        load_weights(model, str(file))
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(BadInput, match=r"cannot be read safely|not a checkpoint"):
+        load_weights(model, str(file))
+    torch.save([1, 2], file)
+    with pytest.raises(BadInput, match="no state dict"):
+        load_weights(model, str(file))
+
+
+def test_optimizers_and_their_parameter_groups():
+    model = build_model("resnet18", 10)
+    sgd = build_optimizer(model, "sgd", 0.1, 0.9, True, 1e-4, True)
+    assert (
+        len(sgd.param_groups) == 1 and sgd.param_groups[0]["nesterov"] and sgd.param_groups[0]["weight_decay"] == 1e-4
+    )
+    split = build_optimizer(model, "sgd", 0.1, 0.9, False, 1e-4, False)
+    assert [g["weight_decay"] for g in split.param_groups] == [1e-4, 0.0]
+    norms = sum(p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    assert sum(p.numel() for p in split.param_groups[1]["params"]) == norms
+    adamp = build_optimizer(model, "adamp", 2e-3, 0.9, True, 1e-2, True)
+    assert type(adamp).__name__ == "AdamP" and adamp.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_learning_rate_follows_the_official_schedule():
+    arguments = {"epochs": 300, "peak": 0.1, "warmup_lr": 0.0, "warmup_epochs": 5}
+    assert learning_rate(0, decay_type="cos", **arguments) == 0
+    assert learning_rate(2.5, decay_type="cos", **arguments) == pytest.approx(0.05)
+    assert learning_rate(5, decay_type="cos", **arguments) == pytest.approx(0.1)
+    assert learning_rate(152.5, decay_type="cos", **arguments) == pytest.approx(0.05)
+    assert learning_rate(300, decay_type="cos", **arguments) == pytest.approx(0)
+    assert learning_rate(152.5, decay_type="linear", **arguments) == pytest.approx(0.05)
+    assert learning_rate(61, decay_type="step", **arguments) == pytest.approx(0.001)
+
+
+def test_image_size_ramps_in_steps_of_32():
+    sizes = [image_size(e, 160, 192, 11, 13) for e in range(16)]
+    assert sizes == [160] * 12 + [192] * 4  # 176 rounds up
+    assert [image_size(e, 128, 224, 0, 4) for e in range(6)] == [128, 160, 192, 192, 224, 224]
+
+
+class Oracle(nn.Module):
+    """Reads the class from the first pixel."""
+
+    def __init__(self, flipped_penalty=False):
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        value = (images[:, 0, 0, 0] * 0.229 + 0.485) * 255
+        return -((value[:, None] - torch.arange(6.0)) ** 2)
+
+
+def test_evaluate_counts_exactly():
+    labels = torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    shown = torch.tensor([0, 1, 2, 3, 4, 4, 5])  # the last two are wrong; 5 -> 4 is in the top 5, 0 -> 5 is not
+    images = shown.to(torch.uint8)[:, None, None, None].expand(7, 4, 4, 3)
+    batches = [(images[:4], labels[:4, None]), (images[4:], labels[4:, None])]
+    multilabels = torch.zeros(7, 6, dtype=torch.bool)
+    multilabels[torch.arange(7), labels] = True
+    multilabels[5, 4] = True
+    multilabels[0] = False  # does not count
+    oracle = Oracle()
+    result = evaluate(oracle, batches, torch.device("cpu"), torch.inference_mode, True, multilabels)
+    assert oracle.seen == 14  # each image and its mirror image
+    assert result["images"] == 7
+    assert result["top_1"] == pytest.approx(100 * 5 / 7) and result["top_5"] == pytest.approx(100 * 6 / 7)
+    assert result["multilabel"] == pytest.approx(100 * 5 / 6)
+
+
+@pytest.mark.parametrize("content", ["[[1]]", "[[1], [9]]", '[[1], "a"]', "{", "[[1], [true]]"])
+def test_bad_multilabel_files_are_named(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(BadInput, match=r"m\.json"):
+        read_multilabels(str(tmp_path / "m.json"), 2, 5)
+    (tmp_path / "m.json").write_text(json.dumps([[1, 2], []]))
+    assert read_multilabels(str(tmp_path / "m.json"), 2, 5).sum(1).tolist() == [2, 0]
