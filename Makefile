@@ -1,15 +1,22 @@
-# make demo: set up and run the main job on a small scale.   make test: set up and run the tests.
+# make demo       set up, and run the main job on a small scale
+# make test       set up, and run the tests
+# make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests and the pooling benchmark
 PYTHON ?= python3
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test gpu-check lint setup clean
 
 demo: setup
 	$(PY) -m relabel.demo
 
 test: setup lint
 	$(PY) -m pytest
+
+gpu-check: setup
+	$(PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
+	$(PY) -m pytest tests/test_pooling_cuda.py
+	$(PY) -m benchmarks.label_pooling
 
 lint: setup
 	$(PY) -m ruff check .

@@ -27,6 +27,8 @@ _OUT_MACROS = {
 }
 _MAP_MACROS = {torch.int16: "-DMAP_T=short", torch.int32: "-DMAP_T=int"}
 _THREADS = 256
+# Contraction of a * b + c is off as the number of grid points is ceil(side): one rounding would change it.
+CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
 CUDA_SOURCE = Path(__file__).with_name("pooling.cu")
 
 OK, BAD_BOX, BAD_CLASS, NO_LABEL = 0, 1, 2, 3
@@ -212,7 +214,7 @@ def _pool_on_cpu(label_maps, crop_boxes, labels, inverse_temperature, targets, s
 def _cuda_kernel(map_dtype: torch.dtype, out_dtype: torch.dtype, device: int):
     import cupy  # optional: the `gpu` extra
 
-    options = ("--std=c++14", "--fmad=false", _MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype])
+    options = (*CUDA_OPTIONS, _MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype])
     with cupy.cuda.Device(device):
         kernel = cupy.RawKernel(CUDA_SOURCE.read_text(), "pool_labels", options=options)
         limit = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]

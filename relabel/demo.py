@@ -118,8 +118,8 @@ def show_crops(data: Path, file: Path) -> None:
     """A sheet of training scenes, their single labels, random crops, and the crops' pooled targets."""
     chosen, crops, size = 6, CropSampler(seed=0, flip_prob=0.0), 64
     loader = Loader(
-        str(data / "train.beton"), num_classes=10, crops=crops, batch_size=chosen, num_workers=1, seed=3,
-        order="random",
+        str(data / "train.beton"), num_classes=len(scenes.CLASSES), crops=crops, batch_size=chosen, num_workers=1,
+        seed=3, order="random",
         pipelines={
             "image": [RandomResizedCropDecoder(size, crops), ToTensor()],
             "label_map": [LabelMapDecoder(), ToTensor()],
@@ -131,7 +131,7 @@ def show_crops(data: Path, file: Path) -> None:
     for epoch in range(4):  # the same scenes, with the crops of four epochs
         loader.order_of = lambda _, order=order: order  # type: ignore[method-assign]
         images, labels, maps, boxes = next(loader.epoch(epoch))
-        targets = label_pooling(maps, boxes, 10)
+        targets = label_pooling(maps, boxes, len(scenes.CLASSES))
         for i in range(chosen):
             sheet[i].append((images[i].numpy().copy(), boxes[i].numpy().copy(), targets[i].numpy()))
     layout = json.loads((data / "train.json").read_text())

@@ -26,7 +26,8 @@ def test_the_header_keeps_every_parameter():
 @pytest.mark.parametrize(
     "keywords, named",
     [({"top_k": 0}, "top_k is 0"), ({"top_k": 33}, "top_k is 33"), ({"height": 0}, "height"),
-     ({"width": 1025}, "width"), ({"num_classes": 32768}, "num_classes is 32768"), ({"score_dtype": "int8"}, "score_dtype is 'int8'"),
+     ({"width": 1025}, "width"),
+     ({"num_classes": 32768}, "num_classes is 32768"), ({"score_dtype": "int8"}, "score_dtype is 'int8'"),
      ({"imported_axis_order": "zz"}, "imported_axis_order")],
 )  # fmt: skip
 def test_bad_parameters_are_named(keywords, named):

@@ -131,15 +131,15 @@ def test_scenes_are_what_their_json_says(small):
     assert layout["files"] == files and len(files) == 128
     for file, objects, present in zip(files, layout["objects"], layout["multilabels"], strict=True):
         assert scenes.CLASSES[objects[0][0]] == file.split("/")[0]
-        assert objects[0][3] == max(side for *_, side in objects) and present == sorted({c for c, *_ in objects})
-    assert np.mean([len(p) for p in layout["multilabels"]]) > 2
+        assert present == sorted({c for c, *_ in objects})
+    assert np.mean([len(p) for p in layout["multilabels"]]) > 1.5
 
 
 def test_the_annotator_s_dense_logits_average_to_its_logits(small):
     torch.manual_seed(1)
     annotator, images = scenes.Annotator().eval(), torch.randn(2, 3, 120, 120)
     with torch.inference_mode():
-        assert annotator.dense(images).shape == (2, 10, 15, 15)
+        assert annotator.dense(images).shape == (2, 8, 15, 15)
         assert torch.allclose(annotator.dense(images).mean((2, 3)), annotator(images), atol=1e-5)
     file = next((small / "label_maps").rglob("*.pt"))
     assert read_tensor(file).shape == (2, 5, 15, 15) and read_tensor(file).dtype == torch.float32
