@@ -30,7 +30,7 @@ from .plots import draw_crops, draw_curves, read_log
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "rn50_configs" / "demo.yaml"
-TRAIN_SCENES, VAL_SCENES = 4000, 2000
+TRAIN_SCENES, VAL_SCENES = 800, 2000
 ROWS = {"single label": "False", "ReLabel": "True"}
 
 

@@ -28,9 +28,9 @@ FASHION_MNIST = ["top", "trousers", "pullover", "dress", "coat", "sandal", "shir
 # Without shirts and coats, which at this size are hard to tell from tops and pullovers even for a person. A class's
 # index is its folder's place, as in ImageFolder.
 CLASSES = sorted(set(FASHION_MNIST) - {"shirt", "coat"})
-CANVAS = 96  # pixels
-SIDE = (24, 48)  # least and greatest side of an object, pixels
-NUM_OBJECTS = (1, 4)
+CANVAS = 72  # pixels
+SIDE = (26, 44)  # least and greatest side of an object, pixels
+NUM_OBJECTS = (2, 4)
 OPAQUE_FROM = 40  # gray level of a photograph
 ANNOTATOR_SHARE = 24_000  # of the 48,000 training photographs: the annotator's; the rest make scenes
 MAP_SIZE = 15
