@@ -24,7 +24,7 @@ lint: setup
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml requirements.lock setup/install.sh
+.venv/.installed: pyproject.toml requirements.lock setup/install.sh ffcv_fields/crop_decode.c
 	bash setup/install.sh
 
 clean:

@@ -27,16 +27,22 @@ import yaml
 from fastargs import Param, Section
 from fastargs.decorators import param
 from ffcv.fields.decoders import IntDecoder
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToDevice, ToTensor
 from tqdm import tqdm
 
-from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
+from ffcv_fields import (
+    CenterCropDecoder,
+    CropBoxDecoder,
+    CropSampler,
+    LabelMapDecoder,
+    RandomResizedCropDecoder,
+    label_pooling,
+)
 from relabel.augment import augment, cutmix, smooth, soft_cross_entropy
 from relabel.errors import BadInput
 from relabel.evaluate import evaluate, read_multilabels
-from relabel.loading import Loader
+from relabel.loading import Loader, use_all_cores
 from relabel.models import build_model, load_weights
 from relabel.optim import build_optimizer, image_size, learning_rate
 from relabel.plots import draw_curves, read_log
@@ -53,6 +59,9 @@ Section("data", "what is trained on, and how images are cropped and coloured").p
         "val_dataset": Param(str, "the validation .beton", required=True),
         "num_workers": Param(Number(1, whole=True), "threads that decode, at most one a core", default=os.cpu_count()),
         "in_memory": Param(Flag(), "the file fits in memory: any order; else near-sequential reading", default=True),
+        "decode": Param(
+            Choice("fast", "exact"), "fast: only what the crop needs; exact: stock FFCV's pixels", default="fast"
+        ),
         "relabel.use": Param(Flag(), "targets pooled from label maps; else single labels", default=True),
         "image_size": Param(Number(8, whole=True), "side of the crop in pixels", default=224),
         "rrc_minimum": Param(Number(1e-3, 1), "least area of a random crop, share of the image's", default=0.08),
@@ -109,6 +118,7 @@ Section("util", "other uses").params(
 
 def main(config) -> None:
     settings = resolved(config)
+    use_all_cores()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed = settings["compute.seed"]
     if seed < 0:
@@ -162,18 +172,19 @@ def main(config) -> None:
 @param("data.train_dataset")
 @param("data.num_workers")
 @param("data.in_memory")
+@param("data.decode")
 @param("data.relabel.use", "use_relabel")
 @param("data.rrc_minimum")
 @param("optim.batch_size")
 @param("model.num_classes")
 def make_train_loader(
-    device, seed, train_dataset, num_workers, in_memory, use_relabel, rrc_minimum, batch_size, num_classes
+    device, seed, train_dataset, num_workers, in_memory, decode, use_relabel, rrc_minimum, batch_size, num_classes
 ):
     """The training loader, and its image decoder, whose `output_size` is set before each epoch."""
     if not train_dataset:
         raise BadInput("data.train_dataset is not given: the .beton that write_datasets.py wrote")
     crops = CropSampler(seed, scale=(rrc_minimum, 1.0))
-    decoder = RandomResizedCropDecoder(image_size_at(0), crops)
+    decoder = RandomResizedCropDecoder(image_size_at(0), crops, decode)
     out = [ToTensor(), *to_device(device)]
     pipelines = {"image": [decoder, *out], "label": [IntDecoder(), *out], "label_map": None}
     if use_relabel:
@@ -199,13 +210,14 @@ def make_train_loader(
 @param("data.val_dataset")
 @param("data.num_workers")
 @param("data.in_memory")
+@param("data.decode")
 @param("data.image_size")
 @param("data.crop_ratio")
 @param("validation.resolution")
 @param("validation.batch_size")
 @param("model.num_classes")
 def make_val_loader(
-    device, val_dataset, num_workers, in_memory, image_size, crop_ratio, batch_size, num_classes, resolution=0
+    device, val_dataset, num_workers, in_memory, decode, image_size, crop_ratio, batch_size, num_classes, resolution=0
 ):
     size = resolution or image_size
     out = [ToTensor(), *to_device(device)]
@@ -218,7 +230,7 @@ def make_val_loader(
         os_cache=in_memory,
         drop_last=False,
         pipelines={
-            "image": [CenterCropRGBImageDecoder((size, size), ratio=crop_ratio), *out],
+            "image": [CenterCropDecoder(size, crop_ratio, decode), *out],
             "label": [IntDecoder(), *out],
             "label_map": None,
         },

@@ -1,70 +1,115 @@
-"""FFCV decoders of the image field whose random crop is known outside: the pixels, and the crop's box."""
+"""FFCV decoders of the image field: the pixels of a crop that is known before decoding, and the crop's box.
 
+`decode="fast"` (crop_decode.c) decodes only the rows and columns of the crop and resizes while rows arrive.
+`decode="exact"` gives stock FFCV's pixels bit for bit: the whole image is decoded, then OpenCV's area filter.
+"""
+
+import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 
 import numba as nb
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
-from ffcv.libffcv import imdecode, memcpy, resize_crop
+from ffcv.libffcv import ctypes_imdecode, ctypes_memcopy, ctypes_resize
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
+from . import _crop_decode
 from .crops import CropSampler
 
+_library = ctypes.CDLL(_crop_decode.__file__)
+_crop_decode_c = _library.crop_decode
+_crop_decode_c.argtypes, _crop_decode_c.restype = 14 * [ctypes.c_int64], ctypes.c_int64
+_scratch_bytes_c = _library.crop_decode_scratch_bytes
+_scratch_bytes_c.argtypes, _scratch_bytes_c.restype = 2 * [ctypes.c_int64], ctypes.c_int64
 
-class RandomResizedCropDecoder(SimpleRGBImageDecoder):
-    """Decodes the image, cuts the sampler's crop out, resizes it (area filter) and flips it.
 
-    Hands out uint8 `[B, output_size, output_size, 3]`, RGB. `output_size` may be set to another value between
-    epochs (progressive resizing); nothing is compiled again.
+class _CropDecoder(SimpleRGBImageDecoder):
+    """What the two decoders below share; they say what to cut out and what to mirror."""
 
-    Args:
-        output_size: side of the square output in pixels.
-        crops: where the crops and flips come from; give the same object to `CropBoxDecoder`.
-    """
-
-    def __init__(self, output_size: int, crops: CropSampler) -> None:
+    def __init__(self, output_size: int, decode: str, normalize: tuple | None) -> None:
         super().__init__()
-        self.output_size = output_size
-        self.crops = crops
+        if decode not in ("fast", "exact"):
+            raise ValueError(f"decode is {decode!r}; give 'fast' or 'exact'")
+        if normalize is not None and decode == "exact":
+            raise ValueError("normalize goes with decode='fast'; 'exact' gives stock FFCV's bytes")
+        self.output_size, self.decode = output_size, decode
+        self.normalize = None
+        if normalize is not None:  # kept here: the compiled code holds its address
+            mean, std = (np.asarray(values, np.float64) * 255 for values in normalize)
+            self.normalize = np.concatenate([1 / std, -mean / std]).astype(np.float32)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         shape = (self.output_size, self.output_size, 3)
-        dtype = np.dtype("<u1")
+        dtype = np.dtype("<u1" if self.normalize is None else "<f4")
         return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def _crop_functions(self) -> tuple[Callable, Callable]:
+        """Two jitted functions: `crop(index, height, width) -> (y, x, h, w)` and `flips(index) -> bool`."""
+        raise NotImplementedError
 
     def generate_code(self) -> Callable:
         read = self.memory_read
-        decode_jpeg, resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        copy = Compiler.compile(memcpy)
-        sample_crop, flips = self.crops.compile()
-        jpg = IMAGE_MODES["jpg"]
+        crop, flips = self._crop_functions()
+        one = _decode_fast if self.decode == "fast" else _decode_exact
+        normalize = 0 if self.normalize is None else self.normalize.ctypes.data
         iterate = Compiler.get_iterator()
-        max_bytes = int((self.metadata["width"].astype(np.int64) * self.metadata["height"]).max(initial=1)) * 3
+        widths, heights = self.metadata["width"].astype(np.int64), self.metadata["height"].astype(np.int64)
+        side, pixels = int(max(widths.max(), heights.max())), int((widths * heights).max())
+        fast, jpg = self.decode == "fast", IMAGE_MODES["jpg"]
+        scratch_bytes_of = _scratch_bytes_c
 
         def decode(indices, destination, metadata, storage_state):
-            # One scratch image a thread, not a sample: FFCV's own decoder keeps batch_size of them.
-            scratch = np.empty((nb.get_num_threads(), max_bytes), np.uint8)
+            # One scratch memory a thread, not a sample: FFCV's own decoder keeps batch_size whole images.
+            size = destination.shape[1]
+            scratch_bytes = scratch_bytes_of(side, size) if fast else 3 * pixels
+            scratch = np.empty((nb.get_num_threads(), scratch_bytes), np.uint8)
+            failed = np.zeros(len(indices), np.int64)
             for i in iterate(len(indices)):
                 field = metadata[indices[i]]
                 height, width = np.int64(field["height"]), np.int64(field["width"])
                 source = read(field["data_ptr"], storage_state)
-                pixels = scratch[nb.get_thread_id()][: height * width * 3].reshape(height, width, 3)
-                if field["mode"] == jpg:
-                    decode_jpeg(source, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                else:
-                    copy(source, pixels)
-                y, x, h, w = sample_crop(indices[i], height, width)
-                resize(pixels, y, y + h, x, x + w, destination[i])
-                if flips(indices[i]):
-                    _flip_in_place(destination[i])
+                y, x, h, w = crop(indices[i], height, width)
+                jpeg, flip = field["mode"] == jpg, flips(indices[i])
+                memory = scratch[nb.get_thread_id()].ctypes.data
+                failed[i] = one(
+                    source.ctypes.data, source.size, jpeg, height, width, y, x, h, w, flip, normalize,
+                    destination[i], memory,
+                )  # fmt: skip
+            for i in range(len(indices)):
+                if failed[i] != 0:
+                    raise ValueError("the image of this sample of the .beton cannot be decoded", indices[i])
             return destination[: len(indices)]
 
         decode.is_parallel = True
         return decode
+
+
+# Memory goes in as addresses: FFCV changes numba's interned type of uint8[::1] when a loader is made, and what was
+# compiled for that type before is lost.
+@nb.njit(nogil=True)
+def _decode_fast(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, normalize, out, scratch):
+    raw, mirror, to = np.int64(not is_jpeg), np.int64(flip), out.ctypes.data
+    return _crop_decode_c(source, nbytes, raw, height, width, y, x, h, w, out.shape[0], mirror, normalize, to, scratch)
+
+
+@nb.njit(nogil=True)
+def _decode_exact(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, normalize, out, scratch):
+    pixels, size = scratch, out.shape[0]
+    if is_jpeg:
+        if ctypes_imdecode(source, nbytes, height, width, pixels, height, width, 0, 0, 1, 1, False, False):
+            return 1
+    elif nbytes != height * width * 3:
+        return 1
+    else:
+        ctypes_memcopy(source, pixels, nbytes)
+    ctypes_resize(0, pixels, height, width, y, y + h, x, x + w, out.ctypes.data, size, size)
+    if flip:
+        _flip_in_place(out)
+    return 0
 
 
 @nb.njit(nogil=True, cache=True)
@@ -76,6 +121,68 @@ def _flip_in_place(image):
                 left = image[y, x, c]
                 image[y, x, c] = image[y, width - 1 - x, c]
                 image[y, width - 1 - x, c] = left
+
+
+class RandomResizedCropDecoder(_CropDecoder):
+    """Decodes the sampler's crop, resizes it (anti-aliased) and flips it.
+
+    Hands out uint8 `[B, output_size, output_size, 3]`, RGB, or float32 with `normalize`. `output_size` may be set to
+    another value between epochs (progressive resizing); nothing is compiled again.
+
+    Args:
+        output_size: side of the square output in pixels.
+        crops: where the crops and flips come from; give the same object to `CropBoxDecoder`.
+        decode: "fast", or "exact" for stock FFCV's pixels.
+        normalize: `(mean, std)` of RGB in 0..1: hands out `(pixel / 255 - mean) / std`.
+
+    Raises:
+        ValueError: while iterating: an image that cannot be decoded, with its sample's index.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        crops: CropSampler,
+        decode: str = "fast",
+        normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    ) -> None:
+        super().__init__(output_size, decode, normalize)
+        self.crops = crops
+
+    def _crop_functions(self) -> tuple[Callable, Callable]:
+        return self.crops.compile()
+
+
+class CenterCropDecoder(_CropDecoder):
+    """Decodes the central square of `ratio` times the shorter side and resizes it (anti-aliased).
+
+    Hands out what `RandomResizedCropDecoder` does, from the same arguments; the geometry is FFCV's
+    `CenterCropRGBImageDecoder`'s, and torchvision's `Resize(output_size / ratio)`, `CenterCrop(output_size)`.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        ratio: float,
+        decode: str = "fast",
+        normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    ) -> None:
+        super().__init__(output_size, decode, normalize)
+        self.ratio = ratio
+
+    def _crop_functions(self) -> tuple[Callable, Callable]:
+        ratio = self.ratio
+
+        @nb.njit(nogil=True)
+        def crop(index, height, width):
+            side = max(1, int(ratio * min(height, width)))
+            return (height - side) // 2, (width - side) // 2, side, side
+
+        @nb.njit(nogil=True)
+        def flips(index):
+            return False
+
+        return crop, flips
 
 
 class CropBoxDecoder(Operation):

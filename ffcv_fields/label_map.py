@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 from ffcv.fields.base import ARG_TYPE, Field
-from ffcv.libffcv import memcpy
+from ffcv.libffcv import ctypes_memcopy
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
@@ -159,7 +159,6 @@ class LabelMapDecoder(Operation):
 
     def generate_code(self) -> Callable:
         read = self.memory_read
-        copy = Compiler.compile(memcpy)
         nbytes = self.field.nbytes
         iterate = Compiler.get_iterator()
 
@@ -171,7 +170,7 @@ class LabelMapDecoder(Operation):
                     source = read(field["data_ptr"], storage_state)
                     present = source.size == nbytes
                     if present:
-                        copy(source, destination[i])
+                        ctypes_memcopy(source.ctypes.data, destination[i].ctypes.data, nbytes)
                 if not present:
                     destination[i] = EMPTY
                     destination[i, 1, 0, 0, 0] = NO_LABEL_MAP

@@ -140,14 +140,14 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
 
   float greatest = 0.0f;  // classes that no place names have logit 0, so the maximum is at least that
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) greatest = fmaxf(greatest, logits[c]);
-  if (out_of_range) greatest = INFINITY;  // exp(x - inf) / 0 below: NaN, seen by the loss
+  if (out_of_range) greatest = float_from_bits(0x7f800000);  // infinity: 0 / 0 below, NaN, seen by the loss
   greatest = block_reduce(greatest, true, scratch);
-  float sum = 0.0f;
+  double own_sum = 0.0;  // thousands of equal terms add up to the last digit, however few threads share them
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) {
     float e = expf((logits[c] - greatest) * inverse_temperature);
     logits[c] = e;
-    sum += e;
+    own_sum += e;
   }
-  sum = block_reduce(sum, false, scratch);
+  float sum = block_reduce((float)own_sum, false, scratch);
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) target[c] = to_output(logits[c] / sum);
 }

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
@@ -25,7 +24,7 @@ from ffcv.transforms import ToTensor
 from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 
 from . import scenes
-from .loading import Loader
+from .loading import Loader, use_all_cores
 from .plots import draw_crops, draw_curves, read_log
 
 ROOT = Path(__file__).parent.parent
@@ -145,5 +144,5 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(torch.get_num_threads())
+    use_all_cores()
     main(arguments.folder, arguments.seeds)

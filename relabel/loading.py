@@ -4,6 +4,7 @@ Stock FFCV counts epochs itself, leaves the consumer waiting forever when its th
 of an epoch that was left early.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Full
@@ -23,6 +24,17 @@ from ffcv_fields import CropSampler, LabelMapField
 
 from .errors import BadInput
 from .order import near_sequential_order, random_order
+
+
+def use_all_cores() -> None:
+    """Give torch and numba their cores back: importing FFCV leaves both with one thread.
+
+    `OMP_NUM_THREADS` (which torchrun sets) is respected for torch.
+    """
+    cores = numba.config.NUMBA_NUM_THREADS
+    numba.set_num_threads(cores)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
+
 
 CUSTOM_FIELDS = {"label_map": LabelMapField}
 GREATEST_FIELDS = 8  # ours have two or three

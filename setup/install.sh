@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-APT="python3-venv python3-dev g++ make pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev"
+APT="python3-venv python3-dev g++ make pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev libjpeg-dev"
 DEMO_IMAGES=/usr/share/datasets/fashion-mnist
 
 stop() { echo "setup: $*" >&2; exit 1; }
@@ -15,7 +15,7 @@ stop() { echo "setup: $*" >&2; exit 1; }
 ready() {
   command -v g++ pkg-config >/dev/null &&
     "$PYTHON" -c 'import ensurepip, os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null &&
-    pkg-config --exists libturbojpeg &&
+    pkg-config --exists libturbojpeg libjpeg &&
     { pkg-config --exists opencv4 || [ -e /usr/include/opencv4/opencv2/imgproc.hpp ]; }
 }
 missing=

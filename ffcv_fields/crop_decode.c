@@ -1,0 +1,370 @@
+// Decode what a crop needs of a JPEG, and resize it: the pixels of RandomResizedCropDecoder(decode="fast").
+//
+// 1. libjpeg decodes only the rows and columns of the crop (jpeg_skip_scanlines, jpeg_crop_scanline; the rows below it
+//    are not even entropy-decoded), at 1/2, 1/4 or 1/8 scale where the crop has that many pixels to spare.
+// 2. An area filter (each output pixel is the mean of the rectangle that it covers) resizes, vertically while rows
+//    arrive, then horizontally; enlarging is bilinear. Rows hold 4 bytes a pixel: one vector load takes two pixels.
+//
+// Nothing is allocated but by libjpeg, and no error exits: each returns a code. Called from numba through ctypes.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+#if defined(__x86_64__)
+#include <smmintrin.h>
+#define SSE __attribute__((target("sse4.1")))
+#else
+#define SSE
+#endif
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define VECTORIZED __attribute__((optimize("O3"), target_clones("avx2", "default")))
+#else
+#define VECTORIZED
+#endif
+
+enum { OK = 0, BAD_JPEG = 1, BAD_SIZE = 2 };
+
+#define WEIGHT_BITS 8      // vertical: weights of one output row sum to 256, so that a row of sums fits 16 bits
+#define TAP_BITS 14        // horizontal: weights of one output column sum to 2^14
+#define GREATEST_SIDE 65500  // libjpeg's
+
+typedef struct {
+  struct jpeg_error_mgr manager;
+  jmp_buf leave;
+} ErrorManager;
+
+static void leave_on_error(j_common_ptr info) { longjmp(((ErrorManager *)info->err)->leave, 1); }
+static void say_nothing(j_common_ptr info) { (void)info; }
+static void say_no_level(j_common_ptr info, int level) {
+  if (level < 0) info->err->num_warnings++;
+}
+
+// --- resize ------------------------------------------------------------------------------------------------------
+
+// One axis: the region offset..offset+scale*size of the source's pixels 0..source-1 becomes `size` output pixels.
+typedef struct {
+  double offset, scale;
+  int source;
+} Axis;
+
+// The source pixels first..first+count-1 under output pixel `at`, and their integer weights, which sum to `total`.
+// Reducing: the overlap of each with the output pixel's interval. Enlarging: bilinear between the two nearest centres.
+static int taps(int at, Axis axis, int total, int *first, int16_t *weights) {
+  double scale = axis.scale;
+  int source = axis.source;
+  double low, high, sum = 0;
+  double share[64];
+  int count;
+  if (scale >= 1) {
+    low = axis.offset + at * scale, high = low + scale;
+    *first = (int)low < source ? (int)low : source - 1;
+    int last = (int)high;
+    if (last >= source || (double)last == high) last = last >= source ? source - 1 : last - 1;
+    if (last < *first) last = *first;
+    count = last - *first + 1;
+    if (count > 64) return 0;
+    for (int i = 0; i < count; ++i) {
+      double a = *first + i, b = a + 1;
+      share[i] = (b < high ? b : high) - (a > low ? a : low);
+      if (share[i] < 0) share[i] = 0;
+      sum += share[i];
+    }
+  } else {
+    double centre = axis.offset + (at + 0.5) * scale - 0.5;
+    if (centre < 0) centre = 0;
+    if (centre > source - 1) centre = source - 1;
+    *first = (int)centre;
+    count = *first + 1 < source ? 2 : 1;
+    share[1] = count == 2 ? centre - *first : 0;
+    share[0] = 1 - share[1];
+    sum = 1;
+  }
+  int left = total, greatest = 0;
+  for (int i = 0; i < count; ++i) {
+    weights[i] = (int16_t)(share[i] / sum * total + 0.5);
+    left -= weights[i];
+    if (weights[i] > weights[greatest]) greatest = i;
+  }
+  weights[greatest] = (int16_t)(weights[greatest] + left);  // the rounding error goes where it shows least
+  return count;
+}
+
+// sums[i] += weight * row[i]; the sums of one output row stay below 2^16.
+VECTORIZED static void add_row(uint16_t *restrict sums, const uint8_t *restrict row, int weight, int count) {
+  uint16_t w = (uint16_t)weight;
+  for (int i = 0; i < count; ++i) sums[i] = (uint16_t)(sums[i] + w * row[i]);
+}
+
+VECTORIZED static void start_row(uint16_t *restrict sums, const uint8_t *restrict row, int weight, int count) {
+  uint16_t w = (uint16_t)weight;
+  for (int i = 0; i < count; ++i) sums[i] = (uint16_t)(w * row[i]);
+}
+
+VECTORIZED static void halve(uint16_t *sums, int count) {  // to 15 bits, for signed multiplication
+  for (int i = 0; i < count; ++i) sums[i] >>= 1;
+}
+
+typedef struct {
+  int first, pairs, offset;
+} Column;
+
+#define SUM_BITS (TAP_BITS + WEIGHT_BITS - 1)  // fixed-point fraction of a pixel's sums
+
+// The four channel sums of one output pixel; `pixel` int16 [.., 4], 15 bits.
+#if defined(__x86_64__)
+SSE static inline __m128i pixel_sums(const int16_t *pixel, const int16_t *w, int pairs) {
+  const __m128i interleave = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+  __m128i sum = _mm_setzero_si128();
+  for (int pair = 0; pair < pairs; ++pair, pixel += 8, w += 2) {
+    int both;
+    memcpy(&both, w, 4);
+    __m128i two = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)pixel), interleave);
+    sum = _mm_add_epi32(sum, _mm_madd_epi16(two, _mm_set1_epi32(both)));
+  }
+  return sum;
+}
+#else
+static inline void pixel_sums(const int16_t *pixel, const int16_t *w, int pairs, int32_t sums[3]) {
+  for (int c = 0; c < 3; ++c) {
+    sums[c] = 0;
+    for (int tap = 0; tap < 2 * pairs; ++tap) sums[c] += pixel[4 * tap + c] * w[tap];
+  }
+}
+#endif
+
+// One output row from the vertically resized one.
+SSE static void reduce_row(const int16_t *row, const Column *columns, const int16_t *weights, int size, int flip,
+                       uint8_t *out) {
+  for (int at = 0; at < size; ++at) {
+    const int16_t *pixel = row + 4 * (ptrdiff_t)columns[at].first, *w = weights + columns[at].offset;
+    uint8_t *target = out + 3 * (flip ? size - 1 - at : at);
+#if defined(__x86_64__)
+    __m128i sum = pixel_sums(pixel, w, columns[at].pairs);
+    sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << (SUM_BITS - 1))), SUM_BITS);
+    sum = _mm_packus_epi16(_mm_packs_epi32(sum, sum), sum);
+    int rgbx = _mm_cvtsi128_si32(sum);
+    target[0] = (uint8_t)rgbx, target[1] = (uint8_t)(rgbx >> 8), target[2] = (uint8_t)(rgbx >> 16);
+#else
+    int32_t sums[3];
+    pixel_sums(pixel, w, columns[at].pairs, sums);
+    for (int c = 0; c < 3; ++c) {
+      int value = (sums[c] + (1 << (SUM_BITS - 1))) >> SUM_BITS;
+      target[c] = (uint8_t)(value > 255 ? 255 : value);
+    }
+#endif
+  }
+}
+
+// The same with out = sum * scale + bias for each channel, not rounded in between.
+SSE static void reduce_row_to_floats(const int16_t *row, const Column *columns, const int16_t *weights, int size, int flip,
+                                 const float *normalize, float *out) {
+  const float unit = 1.0f / (1 << SUM_BITS);
+  for (int at = 0; at < size; ++at) {
+    const int16_t *pixel = row + 4 * (ptrdiff_t)columns[at].first, *w = weights + columns[at].offset;
+    float *target = out + 3 * (flip ? size - 1 - at : at);
+    int32_t sums[4];
+#if defined(__x86_64__)
+    _mm_storeu_si128((__m128i *)sums, pixel_sums(pixel, w, columns[at].pairs));
+#else
+    pixel_sums(pixel, w, columns[at].pairs, sums);
+#endif
+    for (int c = 0; c < 3; ++c) target[c] = (float)sums[c] * (normalize[c] * unit) + normalize[3 + c];
+  }
+}
+
+// Parts of the caller's scratch memory.
+typedef struct {
+  uint16_t *sums;   // [width + 66, 4]: the output row in the making
+  Column *columns;  // [size]
+  int16_t *weights;
+} Scratch;
+
+static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+typedef struct {
+  int width, size, flip, row;  // pixels of a source row, output side, output row in the making
+  Axis vertical;
+  Scratch scratch;
+  uint8_t *out;
+  const float *normalize;  // scale and bias of each channel for float output, or NULL for bytes
+  int first, count;
+  int16_t row_weights[66];
+} Resizer;
+
+static int resizer_start(Resizer *r, Axis vertical, Axis horizontal, int size, int flip, void *out,
+                         const float *normalize, uint8_t *memory) {
+  int width = horizontal.source;
+  r->width = width, r->size = size, r->flip = flip, r->row = 0, r->vertical = vertical;
+  r->out = out, r->normalize = normalize;
+  memory = (uint8_t *)aligned((size_t)memory);
+  r->scratch.sums = (uint16_t *)memory, memory += aligned(8 * (size_t)(width + 66));
+  r->scratch.columns = (Column *)memory, memory += aligned(sizeof(Column) * (size_t)size);
+  r->scratch.weights = (int16_t *)memory;
+  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // an odd tap reads, with weight 0, one pixel behind the row
+  int offset = 0;
+  for (int at = 0; at < size; ++at) {
+    int first;
+    int count = taps(at, horizontal, 1 << TAP_BITS, &first, r->scratch.weights + offset);
+    if (count == 0) return BAD_SIZE;
+    if (count & 1) r->scratch.weights[offset + count++] = 0;
+    r->scratch.columns[at] = (Column){first, count / 2, offset};
+    offset += count;
+  }
+  r->count = taps(0, vertical, 1 << WEIGHT_BITS, &r->first, r->row_weights);
+  return r->count ? OK : BAD_SIZE;
+}
+
+// Take source row `y`, 4 bytes a pixel, with the row before it; finishes every output row whose last one it is.
+static int resizer_take(Resizer *r, int y, const uint8_t *row, const uint8_t *before) {
+  const int bytes = 4 * r->width;
+  uint16_t *sums = r->scratch.sums;
+  while (r->row < r->size) {
+    if (y < r->first) return OK;
+    if (r->vertical.scale < 1) {  // enlarging: at most two source rows, which several output rows may share
+      if (y < r->first + r->count - 1) return OK;
+      start_row(sums, r->count == 2 ? before : row, r->row_weights[0], bytes);
+      if (r->count == 2) add_row(sums, row, r->row_weights[1], bytes);
+    } else {
+      int tap = y - r->first;
+      if (tap == 0)
+        start_row(sums, row, r->row_weights[0], bytes);
+      else
+        add_row(sums, row, r->row_weights[tap], bytes);
+      if (tap + 1 < r->count) return OK;
+    }
+    halve(sums, bytes);
+    size_t pixels = 3 * (size_t)r->size * r->row;
+    if (r->normalize)
+      reduce_row_to_floats((const int16_t *)sums, r->scratch.columns, r->scratch.weights, r->size, r->flip,
+                           r->normalize, (float *)r->out + pixels);
+    else
+      reduce_row((const int16_t *)sums, r->scratch.columns, r->scratch.weights, r->size, r->flip, r->out + pixels);
+    if (++r->row == r->size) return OK;
+    r->count = taps(r->row, r->vertical, 1 << WEIGHT_BITS, &r->first, r->row_weights);
+    if (r->count == 0) return BAD_SIZE;
+  }
+  return OK;
+}
+
+// --- the two sources of rows ---------------------------------------------------------------------------------------
+
+typedef struct {
+  struct jpeg_decompress_struct info;
+  ErrorManager error;
+  int ready;
+} Decompressor;
+
+static _Thread_local Decompressor decompressor;  // made once a thread
+
+static int decode_jpeg(const uint8_t *source, size_t bytes, int height, int width, int y, int x, int h, int w,
+                       Resizer *r, int size, int flip, void *out, const float *normalize, uint8_t *memory) {
+  Decompressor *d = &decompressor;
+  struct jpeg_decompress_struct *info = &d->info;
+  if (!d->ready) {
+    info->err = jpeg_std_error(&d->error.manager);
+    d->error.manager.error_exit = leave_on_error;
+    d->error.manager.output_message = say_nothing;
+    d->error.manager.emit_message = say_no_level;
+    if (setjmp(d->error.leave)) return BAD_JPEG;
+    jpeg_create_decompress(info);
+    d->ready = 1;
+  }
+  if (setjmp(d->error.leave)) {
+    jpeg_abort_decompress(info);
+    return BAD_JPEG;
+  }
+  jpeg_mem_src(info, source, bytes);
+  jpeg_read_header(info, TRUE);
+  if ((int)info->image_width != width || (int)info->image_height != height) {
+    jpeg_abort_decompress(info);
+    return BAD_SIZE;
+  }
+  int denominator = 1;
+  while (denominator < 8 && w >= 2 * denominator * size && h >= 2 * denominator * size) denominator *= 2;
+  info->scale_num = 1, info->scale_denom = denominator;
+  info->out_color_space = JCS_EXT_RGBX;
+  info->dct_method = JDCT_IFAST;  // as FFCV
+  jpeg_start_decompress(info);
+
+  double step = 1.0 / denominator;
+  int top = y / denominator, left = x / denominator;
+  int bottom = (y + h + denominator - 1) / denominator, right = (x + w + denominator - 1) / denominator;
+  if (bottom > (int)info->output_height) bottom = info->output_height;
+  if (right > (int)info->output_width) right = info->output_width;
+  JDIMENSION start = left, columns = right - left;
+  if ((int)columns < (int)info->output_width) jpeg_crop_scanline(info, &start, &columns);
+  if (top > 0) jpeg_skip_scanlines(info, top);
+
+  const size_t row_bytes = aligned(4 * (size_t)(width + 66));  // a decoded row has the whole width, at most
+  uint8_t *const start_of_rows = (uint8_t *)aligned((size_t)memory);
+  uint8_t *const rows[2] = {start_of_rows, start_of_rows + row_bytes};
+  Axis vertical = {y * step - top, h * step / size, bottom - top};
+  Axis horizontal = {x * step - left, w * step / size, right - left};
+  int status = resizer_start(r, vertical, horizontal, size, flip, out, normalize, start_of_rows + 2 * row_bytes);
+  const size_t skip = 4 * (size_t)(left - (int)start);
+  for (int at = 0; at < bottom - top && status == OK && r->row < size; ++at) {
+    JSAMPROW row = rows[at & 1];
+    if (jpeg_read_scanlines(info, &row, 1) != 1) status = BAD_JPEG;
+    if (status == OK) status = resizer_take(r, at, row + skip, rows[(at & 1) ^ 1] + skip);
+  }
+  jpeg_abort_decompress(info);
+  return status == OK && r->row < size ? BAD_JPEG : status;
+}
+
+static int read_raw(const uint8_t *source, int width, int y, int x, int h, int w, Resizer *r, int size, int flip,
+                    void *out, const float *normalize, uint8_t *memory) {
+  uint8_t *rows[2];
+  memory = (uint8_t *)aligned((size_t)memory);
+  for (int i = 0; i < 2; ++i) rows[i] = memory, memory += aligned(4 * (size_t)(width + 66));
+  int status = resizer_start(r, (Axis){0, (double)h / size, h}, (Axis){0, (double)w / size, w}, size, flip, out,
+                             normalize, memory);
+  for (int at = 0; at < h && status == OK && r->row < size; ++at) {
+    const uint8_t *from = source + 3 * ((size_t)(y + at) * width + x);
+    uint8_t *row = rows[at & 1];
+    for (int i = 0; i < w; ++i) {
+      row[4 * i] = from[3 * i], row[4 * i + 1] = from[3 * i + 1], row[4 * i + 2] = from[3 * i + 2];
+    }
+    status = resizer_take(r, at, row, rows[(at & 1) ^ 1]);
+  }
+  return status;
+}
+
+// Bytes of scratch memory that a call needs for images of at most `greatest_side` and an output of `size`.
+int64_t crop_decode_scratch_bytes(int64_t greatest_side, int64_t size) {
+  return (int64_t)(aligned(8 * (size_t)(greatest_side + 66)) + 2 * aligned(4 * (size_t)(greatest_side + 66)) +
+                   aligned(sizeof(Column) * (size_t)size) +
+                   aligned(2 * (size_t)(2 * greatest_side + 4 * size + 64)) + 128);
+}
+
+// Cut (y, x, h, w) out of an image of height x width pixels, resize to size x size, mirror it if `flip`.
+//   source, bytes   a JPEG, or RGB pixels if `raw`
+//   out             uint8 [size, size, 3], or float32 with `normalize`: 3 scales, then 3 biases, of values 0..255
+//   scratch         crop_decode_scratch_bytes(max(height, width), size) bytes
+// Returns OK, BAD_JPEG (cannot be decoded) or BAD_SIZE (the image is not height x width, or the crop not inside).
+int64_t crop_decode(int64_t source, int64_t bytes, int64_t raw, int64_t height, int64_t width, int64_t y, int64_t x,
+                    int64_t h, int64_t w, int64_t size, int64_t flip, int64_t normalize, int64_t out,
+                    int64_t scratch) {
+  if (height < 1 || width < 1 || height > 65535 || width > 65535 || size < 1 || size > 65535) return BAD_SIZE;
+  if (y < 0 || x < 0 || h < 1 || w < 1 || y + h > height || x + w > width) return BAD_SIZE;
+  if (raw && bytes < 3 * height * width) return BAD_SIZE;
+  Resizer resizer;
+  const float *floats = (const float *)normalize;
+  if (raw)
+    return read_raw((const uint8_t *)source, (int)width, (int)y, (int)x, (int)h, (int)w, &resizer, (int)size,
+                    (int)flip, (void *)out, floats, (uint8_t *)scratch);
+  return decode_jpeg((const uint8_t *)source, (size_t)bytes, (int)height, (int)width, (int)y, (int)x, (int)h, (int)w,
+                     &resizer, (int)size, (int)flip, (void *)out, floats, (uint8_t *)scratch);
+}
+
+// The functions above are called through their addresses; Python only has to be able to load the file.
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_crop_decode", NULL, -1, NULL, NULL, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit__crop_decode(void) { return PyModule_Create(&module); }
