@@ -1,4 +1,4 @@
-// LabelPooling on the GPU: one block pools one sample (CPU twin: _pool_on_cpu in pooling.py).
+// LabelPooling on the GPU: one block pools one target (CPU twin: _pool_on_cpu in pooling.py).
 //
 // Compiled by NVRTC with these macros; see pooling.py, and tests/test_pooling_cuda.py for the C++ build.
 //   MAP_T      short (bits of float16 scores) or int (bits of float32 scores)
@@ -47,11 +47,14 @@ typedef unsigned short OUT_T;
 DEVICE OUT_T to_output(float value) { return half_from_float(value); }
 #endif
 
-// Weight of place `at` along one axis: roi_align's average over ceil(side) bilinear samples, aligned=False.
-DEVICE float axis_weight(float low, float high, int size, int at) {
+// Weight of place `at` along one axis for one of the box's `parts`: roi_align's average over ceil(side) bilinear
+// samples, aligned=False.
+DEVICE float axis_weight(float low, float high, int size, int part, int parts, int at) {
   float start = low * (float)size - 0.5f;
   float side = (high * (float)size - 0.5f) - start;
   if (side < 1.0f) side = 1.0f;
+  side /= (float)parts;
+  start += (float)part * side;
   int points = (int)ceilf(side);
   float weight = 0.0f;
   for (int i = 0; i < points; ++i) {
@@ -90,7 +93,7 @@ DEVICE float block_reduce(float value, bool maximum, float *scratch) {
 extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, const float *__restrict__ crop_boxes,
                                        const long long *__restrict__ labels, OUT_T *__restrict__ targets,
                                        float *__restrict__ workspace, int num_classes, int top_k, int height,
-                                       int width, float inverse_temperature) {
+                                       int width, float inverse_temperature, int softmax, int parts) {
   extern __shared__ float shared[];
   float *weight_y = shared;
   float *weight_x = weight_y + height;
@@ -98,14 +101,16 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
   // The pooled logits: in shared memory, or in global memory where they do not fit.
   float *logits = workspace ? workspace + (long long)blockIdx.x * num_classes : scratch + 32;
 
+  // A block pools one part of one sample's box: all of it where parts is 1.
+  const int sample = blockIdx.x / (parts * parts), row = blockIdx.x / parts % parts, column = blockIdx.x % parts;
   const int places = height * width;
-  const MAP_T *scores = label_maps + (long long)blockIdx.x * 2 * top_k * places;
+  const MAP_T *scores = label_maps + (long long)sample * 2 * top_k * places;
   const MAP_T *classes = scores + top_k * places;
-  const float *box = crop_boxes + (long long)blockIdx.x * 4;
+  const float *box = crop_boxes + (long long)sample * 4;
   OUT_T *target = targets + (long long)blockIdx.x * num_classes;
 
   if (classes[0] == NO_LABEL_MAP) {  // the single label, or NaN to be seen where there is none
-    long long label = labels ? labels[blockIdx.x] : -1;
+    long long label = labels ? labels[sample] : -1;
     bool known = label >= 0 && label < num_classes;
     for (int c = threadIdx.x; c < num_classes; c += blockDim.x)
       target[c] = to_output(known ? (c == label ? 1.0f : 0.0f) : not_a_number());
@@ -121,7 +126,8 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
 
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) logits[c] = 0.0f;
   for (int i = threadIdx.x; i < height + width; i += blockDim.x)
-    shared[i] = i < height ? axis_weight(box[1], box[3], height, i) : axis_weight(box[0], box[2], width, i - height);
+    shared[i] = i < height ? axis_weight(box[1], box[3], height, row, parts, i)
+                           : axis_weight(box[0], box[2], width, column, parts, i - height);
   __syncthreads();
 
   bool out_of_range = false;
@@ -138,6 +144,12 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
   }
   __syncthreads();
 
+  if (!softmax) {
+    float poison = block_reduce(out_of_range ? 1.0f : 0.0f, true, scratch);
+    for (int c = threadIdx.x; c < num_classes; c += blockDim.x)
+      target[c] = to_output(poison > 0.0f ? not_a_number() : logits[c]);
+    return;
+  }
   float greatest = 0.0f;  // classes that no place names have logit 0, so the maximum is at least that
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) greatest = fmaxf(greatest, logits[c]);
   if (out_of_range) greatest = float_from_bits(0x7f800000);  // infinity: 0 / 0 below, NaN, seen by the loss

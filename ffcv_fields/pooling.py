@@ -32,6 +32,7 @@ CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
 CUDA_SOURCE = Path(__file__).with_name("pooling.cu")
 
 OK, BAD_BOX, BAD_CLASS, NO_LABEL = 0, 1, 2, 3
+GREATEST_OUTPUT = 64
 GREATEST_COORDINATE = 16.0  # image sides; beyond it a box is taken for a mistake, and the grid stays bounded
 
 
@@ -42,6 +43,8 @@ def label_pooling(
     labels: torch.Tensor | None = None,
     *,
     temperature: float = 1.0,
+    softmax: bool = True,
+    output_size: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The soft multi-label target of each crop.
@@ -54,21 +57,27 @@ def label_pooling(
         num_classes: C, at most 32,767.
         labels: int64 `[B]`: the single label, target of a sample that has no label map.
         temperature: the target is `softmax(z / temperature)`.
+        softmax: False where the scores are probabilities already (TokenLabeling's maps): the target is `z` itself,
+            whose sum may be less than 1.
+        output_size: side of the grid of targets: 1, or e.g. 14 for the tokens of TokenLabeling's networks; RoIAlign
+            then pools each of the crop's `output_size` x `output_size` parts.
         dtype: of the result: float32, float16 or bfloat16.
 
     Returns:
-        `[B, num_classes]` of `dtype`, on the device of `label_maps`; rows sum to 1.
+        `[B, num_classes]` of `dtype`, on the device of `label_maps`; rows sum to 1. With `output_size` S > 1
+        `[B, num_classes, S, S]`, rows = y.
 
     Raises:
         ValueError: wrong dtype, shape or device. On the CPU also a NaN box or one with x2 < x1, a class out of
             range, a sample without label map and without label, named by its place in the batch; on CUDA, where
             telling would cost a device sync, such a sample's row is NaN, so that its loss cannot go unseen.
     """
-    _check(label_maps, crop_boxes, num_classes, labels, temperature, dtype)
-    return _label_pooling(label_maps, crop_boxes, num_classes, labels, temperature, dtype)
+    _check(label_maps, crop_boxes, num_classes, labels, temperature, output_size, dtype)
+    targets = _label_pooling(label_maps, crop_boxes, num_classes, labels, temperature, softmax, output_size, dtype)
+    return targets.view(len(targets), num_classes) if output_size == 1 else targets.permute(0, 3, 1, 2)
 
 
-def _check(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
+def _check(label_maps, crop_boxes, num_classes, labels, temperature, output_size, dtype):
     shape = list(label_maps.shape)
     if label_maps.dtype not in _MAP_MACROS or label_maps.dim() != 5 or shape[1] != 2 or 0 in shape[2:]:
         raise ValueError(f"label_maps is {label_maps.dtype}{shape}; give int16 or int32 [B, 2, top_k, H, W]")
@@ -82,6 +91,8 @@ def _check(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
         raise ValueError(f"dtype is {dtype}; give float32, float16 or bfloat16")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; give a positive number")
+    if not 1 <= output_size <= GREATEST_OUTPUT:
+        raise ValueError(f"output_size is {output_size}; give 1 to {GREATEST_OUTPUT}")
     devices = {t.device for t in (label_maps, crop_boxes, labels) if t is not None}
     if len(devices) > 1:
         raise ValueError(f"label_maps, crop_boxes and labels are on different devices: {sorted(map(str, devices))}")
@@ -94,9 +105,11 @@ def _label_pooling(
     num_classes: int,
     labels: torch.Tensor | None,
     temperature: float,
+    softmax: bool,
+    output_size: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    targets = torch.empty((len(label_maps), num_classes), dtype=torch.float32)
+    targets = torch.empty((len(label_maps), output_size, output_size, num_classes), dtype=torch.float32)
     known = np.empty(0, np.int64) if labels is None else labels.contiguous().numpy()
     status = np.zeros(len(label_maps), np.int8)
     _pool_on_cpu(
@@ -104,6 +117,7 @@ def _label_pooling(
         crop_boxes.contiguous().numpy(),
         known,
         np.float32(1 / temperature),
+        softmax,
         targets.numpy(),
         status,
     )
@@ -121,16 +135,17 @@ def _label_pooling(
 
 
 @_label_pooling.register_fake
-def _(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
-    return label_maps.new_empty((label_maps.shape[0], num_classes), dtype=dtype)
+def _(label_maps, crop_boxes, num_classes, labels, temperature, softmax, output_size, dtype):
+    return label_maps.new_empty((label_maps.shape[0], output_size, output_size, num_classes), dtype=dtype)
 
 
 @nb.njit(nogil=True, error_model="numpy", cache=True)
-def _axis_weights(low, high, size, weights):
-    """RoIAlign's weights of the `size` places of one axis: the mean of ceil(side) bilinear samples."""
+def _axis_weights(low, high, size, part, parts, weights):
+    """RoIAlign's weights of one axis' `size` places for one of the box's `parts`: the mean of bilinear samples."""
     one, half = np.float32(1), np.float32(0.5)
     start = low * np.float32(size) - half
-    side = max((high * np.float32(size) - half) - start, one)
+    side = max((high * np.float32(size) - half) - start, one) / np.float32(parts)
+    start += np.float32(part) * side
     points = math.ceil(side)
     weights[:] = 0
     for i in range(points):
@@ -191,17 +206,15 @@ def _softmax_in_place(logits, inverse_temperature):
 
 
 @nb.njit(nogil=True, parallel=True, error_model="numpy", cache=True)
-def _pool_on_cpu(label_maps, crop_boxes, labels, inverse_temperature, targets, status):
-    batch, _, top_k, height, width = label_maps.shape
-    num_classes = targets.shape[1]
-    is_half = label_maps.itemsize == 2
+def _pool_on_cpu(label_maps, crop_boxes, labels, inverse_temperature, softmax, targets, status):
+    batch, _, _, height, width = label_maps.shape
+    parts, num_classes = targets.shape[1], targets.shape[3]
     scratch = np.empty((batch, height + width), np.float32)
     for i in nb.prange(batch):
-        target = targets[i]
-        target[:] = 0
+        targets[i] = 0
         if label_maps[i, 1, 0, 0, 0] == NO_LABEL_MAP:
             if labels.size and 0 <= labels[i] < num_classes:
-                target[labels[i]] = 1
+                targets[i, :, :, labels[i]] = 1
             else:
                 status[i] = NO_LABEL
             continue
@@ -213,24 +226,37 @@ def _pool_on_cpu(label_maps, crop_boxes, labels, inverse_temperature, targets, s
         if not (-GREATEST_COORDINATE <= y1 <= y2 <= GREATEST_COORDINATE):
             status[i] = BAD_BOX
             continue
-        weights = scratch[i]
-        weight_y, weight_x = weights[:height], weights[height:]
-        _axis_weights(y1, y2, height, weight_y)
-        _axis_weights(x1, x2, width, weight_x)
-        for y in range(height):
-            if weight_y[y] == 0:
+        weight_y, weight_x = scratch[i, :height], scratch[i, height:]
+        for row in range(parts):
+            _axis_weights(y1, y2, height, row, parts, weight_y)
+            for column in range(parts):
+                _axis_weights(x1, x2, width, column, parts, weight_x)
+                if not _add_scores(label_maps[i], weight_y, weight_x, targets[i, row, column]):
+                    status[i] = BAD_CLASS
+                if softmax:
+                    _softmax_in_place(targets[i, row, column], inverse_temperature)
+
+
+@nb.njit(nogil=True, error_model="numpy", cache=True)
+def _add_scores(label_map, weight_y, weight_x, target):
+    """Add each entry's weighted score to its class; False if one names a class outside `target`."""
+    _, top_k, height, width = label_map.shape
+    is_half = label_map.itemsize == 2
+    good = True
+    for y in range(height):
+        if weight_y[y] == 0:
+            continue
+        for x in range(width):
+            weight = weight_y[y] * weight_x[x]
+            if weight == 0:
                 continue
-            for x in range(width):
-                weight = weight_y[y] * weight_x[x]
-                if weight == 0:
-                    continue
-                for k in range(top_k):
-                    c = label_maps[i, 1, k, y, x]
-                    if 0 <= c < num_classes:
-                        target[c] += weight * _score_from_bits(label_maps[i, 0, k, y, x], is_half)
-                    elif c != EMPTY:
-                        status[i] = BAD_CLASS
-        _softmax_in_place(target, inverse_temperature)
+            for k in range(top_k):
+                c = label_map[1, k, y, x]
+                if 0 <= c < len(target):
+                    target[c] += weight * _score_from_bits(label_map[0, k, y, x], is_half)
+                elif c != EMPTY:
+                    good = False
+    return good
 
 
 @lru_cache
@@ -246,11 +272,11 @@ def _cuda_kernel(map_dtype: torch.dtype, out_dtype: torch.dtype, device: int):
 
 
 @_label_pooling.register_kernel("cuda")
-def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, dtype):
+def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, softmax, output_size, dtype):
     label_maps, crop_boxes = label_maps.contiguous(), crop_boxes.contiguous()
     labels = None if labels is None else labels.contiguous()
     batch, _, top_k, height, width = label_maps.shape
-    targets = torch.empty((batch, num_classes), dtype=dtype, device=label_maps.device)
+    targets = torch.empty((batch, output_size, output_size, num_classes), dtype=dtype, device=label_maps.device)
     if batch == 0:
         return targets
     cupy, kernel, shared_limit = _cuda_kernel(label_maps.dtype, dtype, label_maps.device.index)
@@ -258,12 +284,12 @@ def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, dtyp
     workspace = None
     if shared > shared_limit:
         shared -= 4 * num_classes
-        workspace = torch.empty((batch, num_classes), dtype=torch.float32, device=label_maps.device)
+        workspace = torch.empty(targets.shape, dtype=torch.float32, device=label_maps.device)
     with cupy.cuda.Device(label_maps.device.index):
         stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(label_maps.device).cuda_stream)
         with stream:
             kernel(
-                (batch,),
+                (batch * output_size**2,),
                 (_THREADS,),
                 (
                     label_maps.data_ptr(),
@@ -276,6 +302,8 @@ def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, dtyp
                     np.int32(height),
                     np.int32(width),
                     np.float32(1 / temperature),
+                    np.int32(softmax),
+                    np.int32(output_size),
                 ),
                 shared_mem=shared,
             )

@@ -91,7 +91,7 @@ def load_weights(model: nn.Module, file: str) -> None:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BadInput(f"{file}: not a checkpoint that can be read safely ({str(error).splitlines()[0]})") from None
+        raise BadInput(f"{file}: not a checkpoint that can be read safely ({error!s})") from None
     for key in ("model", "state_dict"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]

@@ -10,6 +10,11 @@ from ffcv_fields.label_map import pack_label_map
 
 def reference(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, temperature: float = 1.0) -> np.ndarray:
     """Targets `[B, C]` of packed maps `[B, 2, k, H, W]`, float32 throughout, as the official code computes them."""
+    return torch.softmax(pooled_scores(label_maps, boxes, num_classes, 1).flatten(1) / temperature, 1).numpy()
+
+
+def pooled_scores(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, output_size: int) -> torch.Tensor:
+    """RoIAlign of the dense maps, `[B, C, output_size, output_size]`."""
     half = label_maps.dtype == np.int16
     batch, _, _, height, width = label_maps.shape
     scores = torch.from_numpy(np.ascontiguousarray(label_maps[:, 0]).view(np.float16 if half else np.float32)).float()
@@ -18,8 +23,7 @@ def reference(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, tempe
     dense.scatter_(1, torch.where(classes < 0, num_classes, classes), scores)
     grid = torch.from_numpy(boxes) * torch.tensor([width, height, width, height]) - 0.5
     rois = torch.cat([torch.arange(batch)[:, None].float(), grid], 1)
-    pooled = roi_align(dense[:, :num_classes].contiguous(), rois, (1, 1), 1.0, -1, False)
-    return torch.softmax(pooled.flatten(1) / temperature, 1).numpy()
+    return roi_align(dense[:, :num_classes].contiguous(), rois, (output_size, output_size), 1.0, -1, False)
 
 
 def random_maps(rng, batch, num_classes, top_k, height, width, score_dtype, empty=0.1):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from pooling_reference import problems, random_maps, reference
+from hypothesis import strategies as st
+from pooling_reference import pooled_scores, problems, random_maps, reference
 
 from ffcv_fields import label_pooling
 from ffcv_fields.label_map import NO_LABEL_MAP
@@ -32,6 +33,18 @@ def test_agrees_with_21_841_classes_and_with_a_temperature():
     boxes = np.array([[0.1, 0.2, 0.7, 0.5], [0, 0, 1, 1]], np.float32)
     ours = pool(maps, boxes, 21841, temperature=2.5).numpy()
     assert np.abs(ours - reference(maps, boxes, 21841, 2.5)).max() <= 1e-6
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 14))
+def test_grids_of_targets_and_probabilities_agree_with_roi_align(problem, output_size):
+    maps, boxes, num_classes = problem
+    expected = pooled_scores(maps, boxes, num_classes, output_size)
+    ours = pool(maps, boxes, num_classes, softmax=False, output_size=output_size).view(expected.shape)
+    assert (ours - expected).abs().max() <= 1e-5 * max(1, expected.abs().max().item())
+    ours = pool(maps, boxes, num_classes, output_size=output_size).view(expected.shape)
+    # Scores of up to 25 are pooled to float32's last digits, 2e-6; the softmax shows a quarter of that times 25.
+    assert (ours - torch.softmax(expected, 1)).abs().max() <= 2e-5
 
 
 def test_every_subnormal_and_extreme_half_is_read_exactly():
@@ -100,7 +113,8 @@ MAPS = torch.zeros(1, 2, 5, 15, 15, dtype=torch.int16)
         (MAPS, FULL.expand(2, 4), {}, r"give float32 \[1, 4\]"),
         (MAPS, FULL, {"labels": torch.tensor([1.0])}, "labels is torch.float32"),
         (MAPS, FULL, {"dtype": torch.float64}, "dtype is torch.float64"),
-        (MAPS, FULL, {"temperature": 0.0}, "temperature is 0.0"),
+        (MAPS, FULL, {"temperature": 0.0}, r"temperature is 0\.0"),
+        (MAPS, FULL, {"output_size": 0}, "output_size is 0"),
         (MAPS, torch.tensor([[0, 0, float("nan"), 1]]), {}, "crop box 0"),
         (MAPS, torch.tensor([[0.0, 0.0, float("inf"), 1.0]]), {}, "crop box 0"),
         (MAPS, torch.tensor([[0.6, 0.0, 0.5, 1.0]]), {}, "x1 <= x2"),
@@ -119,5 +133,5 @@ def test_works_under_torch_compile_and_as_a_registered_op():
     boxes = FULL.repeat(2, 1)
     compiled = torch.compile(lambda m, b: label_pooling(m, b, 10) * 2, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(maps, boxes), label_pooling(maps, boxes, 10) * 2)
-    arguments = (maps, boxes, 10, None, 1.0, torch.float32)
+    arguments = (maps, boxes, 10, None, 1.0, True, 1, torch.float32)
     torch.library.opcheck(torch.ops.relabel.label_pooling.default, arguments)

@@ -27,7 +27,7 @@ def test_the_kernel_compiles_for_gpus(architecture, map_dtype, out_dtype):
     options = [f"--gpu-architecture={architecture}", *CUDA_OPTIONS, _MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype]]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = bytes(size + 2)  # never of one byte: Python shares those, and the log is written into it
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
     _, size = nvrtc.nvrtcGetCUBINSize(program)
@@ -40,12 +40,16 @@ def host(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shim")
     main = folder / "shim.cpp"
     main.write_text(
-        f'#include "{CUDA_SOURCE}"\n'
-        'extern "C" void run(const MAP_T *maps, const float *boxes, const long long *labels, OUT_T *targets, '
-        "float *workspace, int batch, int num_classes, int top_k, int height, int width, float inverse_temperature) {\n"
-        "  for (blockIdx.x = 0; blockIdx.x < (unsigned)batch; ++blockIdx.x)\n"
-        "    pool_labels(maps, boxes, labels, targets, workspace, num_classes, top_k, height, width, "
-        "inverse_temperature);\n}\n"
+        f"""
+        #include "{CUDA_SOURCE}"
+        extern "C" void run(const MAP_T *maps, const float *boxes, const long long *labels, OUT_T *targets,
+                            float *workspace, int batch, int num_classes, int top_k, int height, int width,
+                            float inverse_temperature, int softmax, int parts) {{
+          for (blockIdx.x = 0; blockIdx.x < (unsigned)(batch * parts * parts); ++blockIdx.x)
+            pool_labels(maps, boxes, labels, targets, workspace, num_classes, top_k, height, width,
+                        inverse_temperature, softmax, parts);
+        }}
+        """
     )
     libraries = {}
     for map_dtype, out_dtype in VARIANTS:
@@ -55,14 +59,18 @@ def host(tmp_path_factory):
         subprocess.run([*command, f"-I{ROOT / 'tests'}", str(main), "-o", str(library)], check=True)
         libraries[map_dtype, out_dtype] = ctypes.CDLL(str(library))
 
-    def pool(maps, boxes, num_classes, labels=None, temperature=1.0, out_dtype=torch.float32, global_memory=False):
-        targets = torch.empty(len(maps), num_classes, dtype=out_dtype)
+    def pool(
+        maps, boxes, num_classes, labels=None, temperature=1.0, out_dtype=torch.float32, global_memory=False,
+        softmax=True, output_size=1,
+    ):  # fmt: skip
+        shape = (len(maps), output_size, output_size, num_classes)
+        targets = torch.empty(shape if output_size > 1 else (len(maps), num_classes), dtype=out_dtype)
         workspace = torch.full((len(maps), num_classes), float("nan")) if global_memory else None
         pointers = [ctypes.c_void_p(a.data_ptr() if a is not None else None) for a in (labels, targets, workspace)]
         batch, _, top_k, height, width = maps.shape
         libraries[torch.from_numpy(maps).dtype, out_dtype].run(
             ctypes.c_void_p(maps.ctypes.data), ctypes.c_void_p(boxes.ctypes.data), *pointers,
-            batch, num_classes, top_k, height, width, ctypes.c_float(1 / temperature),
+            batch, num_classes, top_k, height, width, ctypes.c_float(1 / temperature), int(softmax), output_size,
         )  # fmt: skip
         return targets
 
@@ -85,6 +93,15 @@ def test_the_second_path_for_many_classes_agrees(host):
     boxes = np.array([[0.1, 0.2, 0.7, 0.5], [0, 0, 1, 1]], np.float32)
     ours = host(maps, boxes, 21841, temperature=1.5, global_memory=True).numpy()
     assert np.abs(ours - reference(maps, boxes, 21841, 1.5)).max() <= 1e-6
+
+
+def test_grids_of_targets_and_probabilities_are_the_cpu_twin_s(host):
+    maps = random_maps(np.random.default_rng(0), 3, 60, 5, 18, 18, "float16")
+    boxes = np.array([[0.1, 0.2, 0.7, 0.5], [0, 0, 1, 1], [-0.1, 0.4, 0.41, 1.2]], np.float32)
+    for softmax in (True, False):
+        ours = host(maps, boxes, 80, softmax=softmax, output_size=14).permute(0, 3, 1, 2)
+        twin = label_pooling(torch.from_numpy(maps), torch.from_numpy(boxes), 80, softmax=softmax, output_size=14)
+        assert torch.allclose(ours, twin, atol=1e-5)
 
 
 @pytest.mark.parametrize("out_dtype", [torch.float16, torch.bfloat16])
