@@ -15,7 +15,7 @@ test: setup lint
 
 gpu-check: setup
 	$(PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
-	$(PY) -m pytest tests/test_pooling_cuda.py
+	$(PY) -m pytest tests/test_pooling_cuda.py tests/test_augment.py
 	$(PY) -m benchmarks.label_pooling
 
 lint: setup

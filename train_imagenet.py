@@ -39,7 +39,7 @@ from ffcv_fields import (
     RandomResizedCropDecoder,
     label_pooling,
 )
-from relabel.augment import augment, cutmix, smooth, soft_cross_entropy
+from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, augment, cutmix, smooth, soft_cross_entropy
 from relabel.errors import BadInput
 from relabel.evaluate import evaluate, read_multilabels
 from relabel.loading import Loader, use_all_cores
@@ -175,16 +175,30 @@ def main(config) -> None:
 @param("data.decode")
 @param("data.relabel.use", "use_relabel")
 @param("data.rrc_minimum")
+@param("data.color_jitter")
+@param("data.lighting")
 @param("optim.batch_size")
 @param("model.num_classes")
 def make_train_loader(
-    device, seed, train_dataset, num_workers, in_memory, decode, use_relabel, rrc_minimum, batch_size, num_classes
+    device,
+    seed,
+    train_dataset,
+    num_workers,
+    in_memory,
+    decode,
+    use_relabel,
+    rrc_minimum,
+    color_jitter,
+    lighting,
+    batch_size,
+    num_classes,
 ):
     """The training loader, and its image decoder, whose `output_size` is set before each epoch."""
     if not train_dataset:
         raise BadInput("data.train_dataset is not given: the .beton that write_datasets.py wrote")
     crops = CropSampler(seed, scale=(rrc_minimum, 1.0))
-    decoder = RandomResizedCropDecoder(image_size_at(0), crops, decode)
+    normalize = on_cpu(device, decode, color_jitter or lighting)
+    decoder = RandomResizedCropDecoder(image_size_at(0), crops, decode, normalize)
     out = [ToTensor(), *to_device(device)]
     pipelines = {"image": [decoder, *out], "label": [IntDecoder(), *out], "label_map": None}
     if use_relabel:
@@ -230,11 +244,16 @@ def make_val_loader(
         os_cache=in_memory,
         drop_last=False,
         pipelines={
-            "image": [CenterCropDecoder(size, crop_ratio, decode), *out],
+            "image": [CenterCropDecoder(size, crop_ratio, decode, on_cpu(device, decode)), *out],
             "label": [IntDecoder(), *out],
             "label_map": None,
         },
     )
+
+
+def on_cpu(device, decode, coloured=False):
+    """Mean and deviation for the decoder to normalize with, on the CPU; a GPU does it after the transfer of bytes."""
+    return (IMAGENET_MEAN, IMAGENET_STD) if device.type == "cpu" and decode == "fast" and not coloured else None
 
 
 def to_device(device):

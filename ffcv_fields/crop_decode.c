@@ -19,10 +19,7 @@
 #include <jpeglib.h>
 
 #if defined(__x86_64__)
-#include <smmintrin.h>
-#define SSE __attribute__((target("sse4.1")))
-#else
-#define SSE
+#include <immintrin.h>
 #endif
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
@@ -113,72 +110,86 @@ VECTORIZED static void halve(uint16_t *sums, int count) {  // to 15 bits, for si
   for (int i = 0; i < count; ++i) sums[i] >>= 1;
 }
 
+// An output column: its taps, in fours, begin at source pixel `first`; their weights at `offset`, 16 to a four.
 typedef struct {
-  int first, pairs, offset;
+  int first, fours, offset;
 } Column;
 
 #define SUM_BITS (TAP_BITS + WEIGHT_BITS - 1)  // fixed-point fraction of a pixel's sums
 
-// The four channel sums of one output pixel; `pixel` int16 [.., 4], 15 bits.
-#if defined(__x86_64__)
-SSE static inline __m128i pixel_sums(const int16_t *pixel, const int16_t *w, int pairs) {
-  const __m128i interleave = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
-  __m128i sum = _mm_setzero_si128();
-  for (int pair = 0; pair < pairs; ++pair, pixel += 8, w += 2) {
-    int both;
-    memcpy(&both, w, 4);
-    __m128i two = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)pixel), interleave);
-    sum = _mm_add_epi32(sum, _mm_madd_epi16(two, _mm_set1_epi32(both)));
-  }
-  return sum;
-}
-#else
-static inline void pixel_sums(const int16_t *pixel, const int16_t *w, int pairs, int32_t sums[3]) {
-  for (int c = 0; c < 3; ++c) {
-    sums[c] = 0;
-    for (int tap = 0; tap < 2 * pairs; ++tap) sums[c] += pixel[4 * tap + c] * w[tap];
-  }
-}
-#endif
+// How one output row is made from the vertically resized one, int16 [width, 4] of 15 bits. `scale` and `bias` of each
+// channel make floats of the sums, not rounded in between; without them out is bytes.
+typedef void (*ReduceRow)(const int16_t *row, const Column *columns, const int16_t *weights, int size, int flip,
+                          const float *normalize, void *out);
 
-// One output row from the vertically resized one.
-SSE static void reduce_row(const int16_t *row, const Column *columns, const int16_t *weights, int size, int flip,
-                       uint8_t *out) {
+static void reduce_row(const int16_t *row, const Column *columns, const int16_t *weights, int size, int flip,
+                       const float *normalize, void *out) {
   for (int at = 0; at < size; ++at) {
-    const int16_t *pixel = row + 4 * (ptrdiff_t)columns[at].first, *w = weights + columns[at].offset;
-    uint8_t *target = out + 3 * (flip ? size - 1 - at : at);
-#if defined(__x86_64__)
-    __m128i sum = pixel_sums(pixel, w, columns[at].pairs);
-    sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << (SUM_BITS - 1))), SUM_BITS);
-    sum = _mm_packus_epi16(_mm_packs_epi32(sum, sum), sum);
-    int rgbx = _mm_cvtsi128_si32(sum);
-    target[0] = (uint8_t)rgbx, target[1] = (uint8_t)(rgbx >> 8), target[2] = (uint8_t)(rgbx >> 16);
-#else
-    int32_t sums[3];
-    pixel_sums(pixel, w, columns[at].pairs, sums);
+    const Column column = columns[flip ? size - 1 - at : at];
     for (int c = 0; c < 3; ++c) {
-      int value = (sums[c] + (1 << (SUM_BITS - 1))) >> SUM_BITS;
-      target[c] = (uint8_t)(value > 255 ? 255 : value);
+      int sum = 0;
+      for (int tap = 0; tap < 4 * column.fours; ++tap)
+        sum += row[4 * (column.first + tap) + c] * weights[column.offset + 16 * (tap / 4) + 8 * (tap / 2 % 2) + tap % 2];
+      if (normalize) {
+        ((float *)out)[3 * at + c] = (float)sum * (normalize[c] / (1 << SUM_BITS)) + normalize[3 + c];
+      } else {
+        sum = (sum + (1 << (SUM_BITS - 1))) >> SUM_BITS;
+        ((uint8_t *)out)[3 * at + c] = (uint8_t)(sum > 255 ? 255 : sum);
+      }
     }
-#endif
   }
 }
 
-// The same with out = sum * scale + bias for each channel, not rounded in between.
-SSE static void reduce_row_to_floats(const int16_t *row, const Column *columns, const int16_t *weights, int size, int flip,
-                                 const float *normalize, float *out) {
-  const float unit = 1.0f / (1 << SUM_BITS);
-  for (int at = 0; at < size; ++at) {
-    const int16_t *pixel = row + 4 * (ptrdiff_t)columns[at].first, *w = weights + columns[at].offset;
-    float *target = out + 3 * (flip ? size - 1 - at : at);
-    int32_t sums[4];
 #if defined(__x86_64__)
-    _mm_storeu_si128((__m128i *)sums, pixel_sums(pixel, w, columns[at].pairs));
-#else
-    pixel_sums(pixel, w, columns[at].pairs, sums);
-#endif
-    for (int c = 0; c < 3; ++c) target[c] = (float)sums[c] * (normalize[c] * unit) + normalize[3 + c];
+// Four pixels a load. A four's 16 weights are laid out as the multiplication wants them: (w0, w1) four times, once for
+// each channel, then (w2, w3).
+__attribute__((target("avx2"))) static void reduce_row_avx2(const int16_t *row, const Column *columns,
+                                                            const int16_t *weights, int size, int flip,
+                                                            const float *normalize, void *out) {
+  const __m256i interleave =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+  __m128 scale = _mm_setzero_ps(), bias = _mm_setzero_ps();
+  if (normalize) {
+    scale = _mm_div_ps(_mm_setr_ps(normalize[0], normalize[1], normalize[2], 0), _mm_set1_ps(1 << SUM_BITS));
+    bias = _mm_setr_ps(normalize[3], normalize[4], normalize[5], 0);
   }
+  for (int at = 0; at < size; ++at) {
+    const Column column = columns[flip ? size - 1 - at : at];
+    const int16_t *pixel = row + 4 * (ptrdiff_t)column.first, *w = weights + column.offset;
+    __m256i sums = _mm256_setzero_si256();
+    for (int four = 0; four < column.fours; ++four, pixel += 16, w += 16) {
+      __m256i pixels = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)pixel), interleave);
+      sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pixels, _mm256_loadu_si256((const __m256i *)w)));
+    }
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    // A pixel is written with one element too many, which the next pixel overwrites; not so in the last one.
+    if (normalize) {
+      __m128 value = _mm_add_ps(_mm_mul_ps(_mm_cvtepi32_ps(sum), scale), bias);
+      float *target = (float *)out + 3 * at;
+      if (at + 1 < size) {
+        _mm_storeu_ps(target, value);
+      } else {
+        _mm_storel_pi((__m64 *)target, value);
+        _mm_store_ss(target + 2, _mm_movehl_ps(value, value));
+      }
+    } else {
+      sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << (SUM_BITS - 1))), SUM_BITS);
+      sum = _mm_packus_epi16(_mm_packs_epi32(sum, sum), sum);
+      int rgbx = _mm_cvtsi128_si32(sum);
+      if (at + 1 < size)
+        memcpy((uint8_t *)out + 3 * at, &rgbx, 4);
+      else
+        memcpy((uint8_t *)out + 3 * at, &rgbx, 3);
+    }
+  }
+}
+#endif
+
+static ReduceRow best_reduce_row(void) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return reduce_row_avx2;
+#endif
+  return reduce_row;
 }
 
 // Parts of the caller's scratch memory.
@@ -196,6 +207,7 @@ typedef struct {
   Scratch scratch;
   uint8_t *out;
   const float *normalize;  // scale and bias of each channel for float output, or NULL for bytes
+  ReduceRow reduce_row;
   int first, count;
   int16_t row_weights[66];
 } Resizer;
@@ -209,15 +221,22 @@ static int resizer_start(Resizer *r, Axis vertical, Axis horizontal, int size, i
   r->scratch.sums = (uint16_t *)memory, memory += aligned(8 * (size_t)(width + 66));
   r->scratch.columns = (Column *)memory, memory += aligned(sizeof(Column) * (size_t)size);
   r->scratch.weights = (int16_t *)memory;
-  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // an odd tap reads, with weight 0, one pixel behind the row
+  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // a four may read, with weight 0, three pixels behind the row
+  r->reduce_row = best_reduce_row();
   int offset = 0;
+  int16_t column_weights[66];
   for (int at = 0; at < size; ++at) {
     int first;
-    int count = taps(at, horizontal, 1 << TAP_BITS, &first, r->scratch.weights + offset);
+    int count = taps(at, horizontal, 1 << TAP_BITS, &first, column_weights);
     if (count == 0) return BAD_SIZE;
-    if (count & 1) r->scratch.weights[offset + count++] = 0;
-    r->scratch.columns[at] = (Column){first, count / 2, offset};
-    offset += count;
+    const int fours = (count + 3) / 4;
+    int16_t *laid_out = r->scratch.weights + offset;
+    memset(laid_out, 0, 32 * (size_t)fours);
+    for (int tap = 0; tap < count; ++tap)
+      for (int channel = 0; channel < 4; ++channel)
+        laid_out[16 * (tap / 4) + 8 * (tap / 2 % 2) + 2 * channel + tap % 2] = column_weights[tap];
+    r->scratch.columns[at] = (Column){first, fours, offset};
+    offset += 16 * fours;
   }
   r->count = taps(0, vertical, 1 << WEIGHT_BITS, &r->first, r->row_weights);
   return r->count ? OK : BAD_SIZE;
@@ -242,12 +261,8 @@ static int resizer_take(Resizer *r, int y, const uint8_t *row, const uint8_t *be
       if (tap + 1 < r->count) return OK;
     }
     halve(sums, bytes);
-    size_t pixels = 3 * (size_t)r->size * r->row;
-    if (r->normalize)
-      reduce_row_to_floats((const int16_t *)sums, r->scratch.columns, r->scratch.weights, r->size, r->flip,
-                           r->normalize, (float *)r->out + pixels);
-    else
-      reduce_row((const int16_t *)sums, r->scratch.columns, r->scratch.weights, r->size, r->flip, r->out + pixels);
+    uint8_t *to = r->out + 3 * (size_t)r->size * r->row * (r->normalize ? sizeof(float) : 1);
+    r->reduce_row((const int16_t *)sums, r->scratch.columns, r->scratch.weights, r->size, r->flip, r->normalize, to);
     if (++r->row == r->size) return OK;
     r->count = taps(r->row, r->vertical, 1 << WEIGHT_BITS, &r->first, r->row_weights);
     if (r->count == 0) return BAD_SIZE;
@@ -316,6 +331,7 @@ static int decode_jpeg(const uint8_t *source, size_t bytes, int height, int widt
     if (jpeg_read_scanlines(info, &row, 1) != 1) status = BAD_JPEG;
     if (status == OK) status = resizer_take(r, at, row + skip, rows[(at & 1) ^ 1] + skip);
   }
+  if (d->error.manager.num_warnings > 0) status = BAD_JPEG;  // data cut off or damaged, as turbojpeg judges
   jpeg_abort_decompress(info);
   return status == OK && r->row < size ? BAD_JPEG : status;
 }
@@ -342,7 +358,7 @@ static int read_raw(const uint8_t *source, int width, int y, int x, int h, int w
 int64_t crop_decode_scratch_bytes(int64_t greatest_side, int64_t size) {
   return (int64_t)(aligned(8 * (size_t)(greatest_side + 66)) + 2 * aligned(4 * (size_t)(greatest_side + 66)) +
                    aligned(sizeof(Column) * (size_t)size) +
-                   aligned(2 * (size_t)(2 * greatest_side + 4 * size + 64)) + 128);
+                   aligned(32 * (size_t)(greatest_side / 4 + 2 * size + 2)) + 128);
 }
 
 // Cut (y, x, h, w) out of an image of height x width pixels, resize to size x size, mirror it if `flip`.

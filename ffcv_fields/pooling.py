@@ -11,24 +11,17 @@ stay in the divisor.
 """
 
 import math
-from functools import lru_cache
 from pathlib import Path
 
 import numba as nb
 import numpy as np
 import torch
 
+from .cuda import OUT_MACROS, compiled, launch
 from .label_map import EMPTY, MAX_CLASSES, NO_LABEL_MAP
 
-_OUT_MACROS = {
-    torch.float32: ("-DOUT_BYTES=4",),
-    torch.float16: ("-DOUT_BYTES=2",),
-    torch.bfloat16: ("-DOUT_BYTES=2", "-DOUT_BFLOAT16"),
-}
 _MAP_MACROS = {torch.int16: "-DMAP_T=short", torch.int32: "-DMAP_T=int"}
 _THREADS = 256
-# Contraction of a * b + c is off as the number of grid points is ceil(side): one rounding would change it.
-CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
 CUDA_SOURCE = Path(__file__).with_name("pooling.cu")
 
 OK, BAD_BOX, BAD_CLASS, NO_LABEL = 0, 1, 2, 3
@@ -87,7 +80,7 @@ def _check(label_maps, crop_boxes, num_classes, labels, temperature, output_size
         raise ValueError(f"labels is {labels.dtype}{list(labels.shape)}; give int64 [{shape[0]}]")
     if not 1 <= num_classes <= MAX_CLASSES:
         raise ValueError(f"num_classes is {num_classes}; give 1 to {MAX_CLASSES}")
-    if dtype not in _OUT_MACROS:
+    if dtype not in OUT_MACROS:
         raise ValueError(f"dtype is {dtype}; give float32, float16 or bfloat16")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; give a positive number")
@@ -259,18 +252,6 @@ def _add_scores(label_map, weight_y, weight_x, target):
     return good
 
 
-@lru_cache
-def _cuda_kernel(map_dtype: torch.dtype, out_dtype: torch.dtype, device: int):
-    import cupy  # optional: the `gpu` extra
-
-    options = (*CUDA_OPTIONS, _MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype])
-    with cupy.cuda.Device(device):
-        kernel = cupy.RawKernel(CUDA_SOURCE.read_text(), "pool_labels", options=options)
-        limit = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
-        kernel.max_dynamic_shared_size_bytes = limit - kernel.shared_size_bytes
-    return cupy, kernel, limit - kernel.shared_size_bytes
-
-
 @_label_pooling.register_kernel("cuda")
 def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, softmax, output_size, dtype):
     label_maps, crop_boxes = label_maps.contiguous(), crop_boxes.contiguous()
@@ -279,32 +260,15 @@ def _pool_on_cuda(label_maps, crop_boxes, num_classes, labels, temperature, soft
     targets = torch.empty((batch, output_size, output_size, num_classes), dtype=dtype, device=label_maps.device)
     if batch == 0:
         return targets
-    cupy, kernel, shared_limit = _cuda_kernel(label_maps.dtype, dtype, label_maps.device.index)
+    macros = (_MAP_MACROS[label_maps.dtype], *OUT_MACROS[dtype])
+    kernel, shared_limit = compiled(CUDA_SOURCE, "pool_labels", macros, label_maps.device.index)
     shared = 4 * (height + width + 32 + num_classes)
     workspace = None
-    if shared > shared_limit:
+    if shared > shared_limit:  # about 57,000 classes on current GPUs
         shared -= 4 * num_classes
         workspace = torch.empty(targets.shape, dtype=torch.float32, device=label_maps.device)
-    with cupy.cuda.Device(label_maps.device.index):
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(label_maps.device).cuda_stream)
-        with stream:
-            kernel(
-                (batch * output_size**2,),
-                (_THREADS,),
-                (
-                    label_maps.data_ptr(),
-                    crop_boxes.data_ptr(),
-                    0 if labels is None else labels.data_ptr(),
-                    targets.data_ptr(),
-                    0 if workspace is None else workspace.data_ptr(),
-                    np.int32(num_classes),
-                    np.int32(top_k),
-                    np.int32(height),
-                    np.int32(width),
-                    np.float32(1 / temperature),
-                    np.int32(softmax),
-                    np.int32(output_size),
-                ),
-                shared_mem=shared,
-            )
+    sizes = tuple(np.int32(n) for n in (num_classes, top_k, height, width))
+    options = np.float32(1 / temperature), np.int32(softmax), np.int32(output_size)
+    arguments = (label_maps, crop_boxes, labels, targets, workspace, *sizes, *options)
+    launch(kernel, batch * output_size**2, _THREADS, arguments, shared, label_maps.device)
     return targets

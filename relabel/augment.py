@@ -4,80 +4,149 @@ All random numbers come from a generator that the caller seeds with (seed, epoch
 what the uninterrupted one drew, on whatever device.
 """
 
+from pathlib import Path
+
+import numba as nb
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ffcv_fields.cuda import OUT_MACROS, compiled, launch
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
-GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
 # Eigenvalues and eigenvectors (columns) of ImageNet's RGB covariance (Krizhevsky et al., NeurIPS 2012).
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
+CUDA_SOURCE = Path(__file__).with_name("augment.cu")
+_STATISTICS = np.float32([IMAGENET_MEAN, 1 / np.float32(IMAGENET_STD)])
+_THREADS = 512
 
 
 def normalize(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 `[B, S, S, 3]` RGB -> `[B, 3, S, S]` of `dtype`, channels last, ImageNet's mean 0 and deviation 1."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device) * 255
-    inverse_std = 1 / (torch.tensor(IMAGENET_STD, device=images.device) * 255)
-    return ((images - mean) * inverse_std).to(dtype).permute(0, 3, 1, 2)
+    """Images of the loader -> `[B, 3, S, S]` of `dtype`, channels last, ImageNet's mean 0 and deviation 1.
+
+    Args:
+        images: uint8 `[B, S, S, 3]` RGB, or float32 that the decoder normalized already.
+    """
+    if not images.is_floating_point():
+        mean = torch.tensor(IMAGENET_MEAN, device=images.device) * 255
+        inverse_std = 1 / (torch.tensor(IMAGENET_STD, device=images.device) * 255)
+        images = (images - mean) * inverse_std
+    return images.to(dtype).permute(0, 3, 1, 2)
 
 
 def augment(
     images: torch.Tensor, rng: np.random.Generator, color_jitter: float, lighting: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The official recipe's colour augmentation, then `normalize`.
+    """The official recipe's colour augmentation, then `normalize`, fused: one kernel on CUDA, numba on the CPU.
 
     Per sample: brightness, contrast and saturation, each by a factor uniform in `1 -/+ color_jitter`, in random
     order (torchvision's `ColorJitter(j, j, j)`); then PCA lighting with deviation `lighting`.
 
     Args:
-        images: uint8 `[B, S, S, 3]`, RGB.
+        images: uint8 `[B, S, S, 3]`, RGB; with both strengths 0 also float32 that is normalized already.
         rng: where the draws come from.
         color_jitter: 0 to 1; the paper's 0.4; 0: off.
         lighting: the paper's 0.1; 0: off.
-        dtype: of the result.
+        dtype: of the result: float32, float16 or bfloat16.
 
     Returns:
         `[B, 3, S, S]` of `dtype`, channels last.
     """
-    batch = len(images)
     if not color_jitter and not lighting:
         return normalize(images, dtype)
-    pixels = images.float() / 255
-    if color_jitter:
-        factors = rng.uniform(max(0, 1 - color_jitter), 1 + color_jitter, (batch, 3)).astype(np.float32)
-        order = rng.random((batch, 3)).argsort(axis=1)
-        pixels = jitter(pixels, torch.from_numpy(factors).to(images.device), torch.from_numpy(order).to(images.device))
-    if lighting:
-        alpha = rng.normal(0, lighting, (batch, 3)).astype(np.float32)
-        shift = (alpha * np.float32(PCA_VALUES)) @ np.float32(PCA_VECTORS).T
-        pixels = pixels + torch.from_numpy(shift).to(images.device)[:, None, None, :]
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)
-    inverse_std = 1 / torch.tensor(IMAGENET_STD, device=images.device)
-    return ((pixels - mean) * inverse_std).to(dtype).permute(0, 3, 1, 2)
+    batch = len(images)
+    draws = np.empty((batch, 9), np.float32)
+    draws[:, :3] = rng.uniform(max(0, 1 - color_jitter), 1 + color_jitter, (batch, 3))
+    draws[:, 3:6] = rng.random((batch, 3)).argsort(axis=1)
+    draws[:, 6:] = (rng.normal(0, lighting, (batch, 3)) * PCA_VALUES) @ np.transpose(PCA_VECTORS)
+    return apply_draws(images, draws, dtype)
 
 
-def jitter(pixels: torch.Tensor, factors: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast and saturation of each sample, in its own order.
+def apply_draws(images: torch.Tensor, draws: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """`augment` with given draws.
 
-    Each is a blend `f * pixels + (1 - f) * base`, clamped to 0..1, with base 0, the image's mean gray, and each
-    pixel's gray.
+    Each operation is a blend `f * pixels + (1 - f) * base`, clamped to 0..1, with base 0 (brightness), the image's
+    mean gray (contrast), each pixel's gray (saturation).
 
     Args:
-        pixels: float `[B, S, S, 3]`, 0..1.
-        factors: `[B, 3]`: of brightness, contrast, saturation.
-        order: `[B, 3]`: which of the three (0, 1, 2) is first, second, third.
+        images: uint8 `[B, S, S, 3]`, contiguous.
+        draws: float32 `[B, 9]`: factors of brightness, contrast and saturation; which of the three (0, 1, 2) is
+            first, second, third; what is added to R, G and B (of 0..1).
+        dtype: of the result, `[B, 3, S, S]`, channels last.
     """
-    gray_weights = torch.tensor(GRAY, device=pixels.device)
-    for place in range(3):
-        which = order[:, place]
-        factor = factors.gather(1, which[:, None])[:, :, None, None]
-        which = which[:, None, None, None]
-        gray = (pixels @ gray_weights)[..., None]
-        base = torch.where(which == 1, gray.mean((1, 2), keepdim=True), gray) * (which != 0)
-        pixels = (factor * pixels + (1 - factor) * base).clamp(0, 1)
-    return pixels
+    if images.device.type == "cpu":
+        out = torch.empty(images.shape, dtype=torch.float32)
+        _augment_on_cpu(images.contiguous().numpy(), draws, _STATISTICS, out.numpy())
+        return out.to(dtype).permute(0, 3, 1, 2)
+    images = images.contiguous()
+    out = torch.empty(images.shape, dtype=dtype, device=images.device)
+    on_device = [torch.from_numpy(a).to(images.device, non_blocking=True) for a in (draws, _STATISTICS)]
+    kernel, _ = compiled(CUDA_SOURCE, "augment", OUT_MACROS[dtype], images.device.index)
+    pixels = np.int32(images.shape[1] * images.shape[2])
+    launch(kernel, len(images), _THREADS, (images, *on_device, out, pixels), 32 * 4, images.device)
+    return out.permute(0, 3, 1, 2)
+
+
+@nb.njit(nogil=True, inline="always")
+def _gray(r, g, b):  # ITU-R 601, as PIL and torchvision
+    return np.float32(0.299) * r + np.float32(0.587) * g + np.float32(0.114) * b
+
+
+@nb.njit(nogil=True, inline="always")
+def _blend(value, base, factor):
+    return min(max(factor * value + (np.float32(1) - factor) * base, np.float32(0)), np.float32(1))
+
+
+@nb.njit(nogil=True, fastmath=True, cache=True)
+def _jitter(line, operation, factor, mean_gray):
+    """One operation on the pixels of one line, float32 `[3, S]`."""
+    for x in range(line.shape[1]):
+        r, g, b = line[0, x], line[1, x], line[2, x]
+        base = np.float32(0)
+        if operation == CONTRAST:
+            base = mean_gray
+        elif operation == SATURATION:
+            base = _gray(r, g, b)
+        line[0, x], line[1, x], line[2, x] = _blend(r, base, factor), _blend(g, base, factor), _blend(b, base, factor)
+
+
+@nb.njit(nogil=True, fastmath=True, cache=True)
+def _read_line(row, line):
+    for x in range(line.shape[1]):
+        for c in range(3):
+            line[c, x] = row[x, c] * np.float32(1 / 255)
+
+
+@nb.njit(nogil=True, parallel=True, fastmath=True, cache=True)
+def _augment_on_cpu(images, draws, statistics, out):
+    batch, height, width, _ = images.shape
+    lines = np.empty((batch, 3, width), np.float32)
+    for i in nb.prange(batch):
+        image, line, factors, order, shift = images[i], lines[i], draws[i, :3], draws[i, 3:6], draws[i, 6:]
+        before = 0  # operations before the contrast, which needs the mean gray of what they make
+        while order[before] != CONTRAST:
+            before += 1
+        total = 0.0
+        for y in range(height):
+            _read_line(image[y], line)
+            for place in range(before):
+                _jitter(line, int(order[place]), factors[int(order[place])], np.float32(0))
+            row_sum = np.float32(0)
+            for x in range(width):
+                row_sum += _gray(line[0, x], line[1, x], line[2, x])
+            total += row_sum
+        mean_gray = np.float32(total / (height * width))
+        for y in range(height):
+            _read_line(image[y], line)
+            for place in range(3):
+                _jitter(line, int(order[place]), factors[int(order[place])], mean_gray)
+            for c in range(3):
+                bias, scale = shift[c] - statistics[0, c], statistics[1, c]
+                for x in range(width):
+                    out[i, y, x, c] = (line[c, x] + bias) * scale
 
 
 def smooth(targets: torch.Tensor, smoothing: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ of an epoch that was left early.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Full
 
@@ -23,7 +23,7 @@ from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType
 from ffcv_fields import CropSampler, LabelMapField
 
 from .errors import BadInput
-from .order import near_sequential_order, random_order
+from .order import near_sequential_order, random_order, share_of
 
 
 def use_all_cores() -> None:
@@ -108,7 +108,11 @@ class Loader(FFCVLoader):
         num_classes: of the network; no label in the file may be outside.
         order: "random"; "near_sequential" for a file larger than memory; "sequential".
         seed: of the order.
+        rank, world_size: this process's number and how many there are. Each global batch, `world_size * batch_size`
+            samples of the one order that all processes compute, is cut into their batches; without `drop_last` the
+            last ones are cut evenly, so that no sample comes twice or not at all.
         num_workers: threads that decode; no more are started than numba may use (one a core).
+        finish: applied to each batch in the loader's own thread, say to pool label maps there.
         crops: the sampler of this loader's decoders, if any; its epoch follows the loader's.
         keywords: as FFCV's Loader takes them.
 
@@ -124,6 +128,9 @@ class Loader(FFCVLoader):
         order: str,
         num_workers: int,
         seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        finish: Callable[[tuple], tuple] | None = None,
         crops: CropSampler | None = None,
         **keywords,
     ) -> None:
@@ -133,7 +140,7 @@ class Loader(FFCVLoader):
         custom = CUSTOM_FIELDS if "label_map" in self.header.handlers else {}
         num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
         super().__init__(path, custom_fields=custom, num_workers=num_workers, seed=seed, **keywords)
-        self.order = order
+        self.order, self.rank, self.world_size, self.finish = order, rank, world_size, finish
         self.crops = crops
         self._torch_threads = threads
         torch.set_num_threads(threads)
@@ -163,7 +170,7 @@ class Loader(FFCVLoader):
         """
         if self.crops is not None:
             self.crops.epoch = epoch
-        iterator = _EpochIterator(self, self.order_of(epoch)[: len(self) * self.batch_size])
+        iterator = _EpochIterator(self, self.order_of(epoch))
         torch.set_num_threads(self._torch_threads)
         try:
             yield from iterator
@@ -172,13 +179,21 @@ class Loader(FFCVLoader):
             iterator.join()
 
     def order_of(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in the order in which they come, int64 `[N]`."""
+        """This process's samples of an epoch in the order in which they come, int64."""
+        count = int(self.header.num_samples)
         if self.order == "random":
-            return random_order(int(self.header.num_samples), self.seed, epoch)
-        if self.order == "near_sequential":
+            order = random_order(count, self.seed, epoch)
+        elif self.order == "near_sequential":
             image = self.header.metadata[f"f{self.header.field_names.index('image')}"]
-            return near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
-        return np.arange(int(self.header.num_samples))
+            order = near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
+        else:
+            order = np.arange(count)
+        return share_of(order, self.batch_size, self.rank, self.world_size, self.drop_last)
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every process but for the last one's size."""
+        whole, rest = divmod(int(self.header.num_samples), self.batch_size * self.world_size)
+        return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         return self.epoch(0)
@@ -201,6 +216,8 @@ class _EpochIterator(EpochIterator):
         for number, indices in enumerate(self.iter_ixes):
             slot = number % slots
             result = self.run_pipeline(number, indices, slot, events[slot])
+            if self.loader.finish is not None:
+                result = self.loader.finish(result)
             if not self._put((slot, result)):
                 return
             if IS_CUDA:

@@ -29,3 +29,14 @@ def near_sequential_order(pages: np.ndarray, seed: int, epoch: int) -> np.ndarra
     _, page_of = np.unique(pages, return_inverse=True)
     window = rng.permutation(page_of.max() + 1)[page_of] // WINDOW
     return np.lexsort((rng.random(len(pages)), window))
+
+
+def share_of(order: np.ndarray, batch_size: int, rank: int, world_size: int, drop_last: bool) -> np.ndarray:
+    """One process's samples: its `batch_size` of each global batch of `world_size * batch_size`.
+
+    The samples left over at the end are dropped, or dealt out evenly: at most one more to one process than to
+    another, so that every sample of `order` belongs to exactly one.
+    """
+    whole = len(order) // (batch_size * world_size) * batch_size * world_size
+    mine = order[:whole].reshape(-1, world_size, batch_size)[:, rank].reshape(-1)
+    return mine if drop_last else np.concatenate([mine, order[whole + rank :: world_size]])

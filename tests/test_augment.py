@@ -1,13 +1,28 @@
 """Colour augmentation against torchvision's operations, CutMix, smoothing, the loss."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from cuda_tools import compile_for_gpu, compile_for_host
 from scipy.stats import ks_2samp
 from torchvision.transforms import ColorJitter
 
-from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, augment, cutmix, jitter, normalize, smooth, soft_cross_entropy
+from ffcv_fields.cuda import OUT_MACROS
+from relabel.augment import (
+    _STATISTICS,
+    CUDA_SOURCE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    apply_draws,
+    augment,
+    cutmix,
+    normalize,
+    smooth,
+    soft_cross_entropy,
+)
 
 
 def pictures(batch=6, size=24, seed=0):
@@ -21,17 +36,63 @@ def test_normalize_is_torchvision_s():
     assert torch.allclose(ours, expected, atol=1e-5) and ours.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-def test_jitter_with_given_factors_is_torchvision_s(order):
+ORDERS = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1)]
+
+
+def some_draws(order):
+    rng = np.random.default_rng(1)
+    draws = np.empty((6, 9), np.float32)
+    draws[:, :3], draws[:, 3:6], draws[:, 6:] = rng.uniform(0.6, 1.4, (6, 3)), order, rng.normal(0, 0.02, (6, 3))
+    return draws
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_augmentation_with_given_draws_is_torchvision_s(order):
     operations = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
-    pixels = pictures().float() / 255
-    factors = torch.from_numpy(np.random.default_rng(1).uniform(0.6, 1.4, (6, 3)).astype(np.float32))
-    ours = jitter(pixels, factors, torch.tensor([order] * 6))
-    for image, factor, result in zip(pixels, factors, ours, strict=True):
-        expected = image.permute(2, 0, 1)
+    images, draws = pictures(), some_draws(order)
+    ours = apply_draws(images, draws, torch.float32)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    for image, draw, result in zip(images, draws, ours, strict=True):
+        expected = image.permute(2, 0, 1) / 255
         for which in order:
-            expected = operations[which](expected, factor[which].item())
-        assert torch.allclose(result.permute(2, 0, 1), expected, atol=2e-4)  # torchvision rounds gray's weights
+            expected = operations[which](expected, float(draw[which]))
+        expected = TF.normalize(expected + torch.from_numpy(draw[6:])[:, None, None], IMAGENET_MEAN, IMAGENET_STD)
+        assert torch.allclose(result, expected, atol=1e-3)  # torchvision's gray is 0.2989, 0.587, 0.114
+
+
+@pytest.mark.parametrize("dtype", OUT_MACROS)
+def test_the_cuda_source_compiles_and_agrees_with_its_twin(tmp_path, dtype):
+    for architecture in ("sm_80", "sm_90"):
+        compile_for_gpu(CUDA_SOURCE, architecture, OUT_MACROS[dtype])
+    main = tmp_path / "main.cpp"
+    main.write_text(
+        f"""
+        #include "{CUDA_SOURCE}"
+        extern "C" void run(const unsigned char *images, const float *draws, const float *statistics, OUT_T *out,
+                            int batch, int pixels) {{
+          for (blockIdx.x = 0; blockIdx.x < (unsigned)batch; ++blockIdx.x)
+            augment(images, draws, statistics, out, pixels);
+        }}
+        """
+    )
+    library = compile_for_host(main, tmp_path / "main.so", OUT_MACROS[dtype])
+    images = pictures()
+    for order in ORDERS:
+        draws, out = some_draws(order), torch.empty(images.shape, dtype=dtype)
+        pointers = [images.data_ptr(), draws.ctypes.data, _STATISTICS.ctypes.data, out.data_ptr()]
+        library.run(*map(ctypes.c_void_p, pointers), 6, 24 * 24)
+        twin = apply_draws(images, draws, torch.float32)
+        assert torch.allclose(out.permute(0, 3, 1, 2).float(), twin, atol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", OUT_MACROS)
+def test_on_a_gpu_augmentation_agrees_with_the_cpu_twin(dtype):
+    for order in ORDERS:
+        draws = some_draws(order)
+        ours = apply_draws(pictures().cuda(), draws, dtype).float().cpu()
+        twin = apply_draws(pictures(), draws, torch.float32)
+        assert torch.allclose(ours, twin, atol=1e-4 if dtype == torch.float32 else 2e-2)
 
 
 def test_augmented_images_are_distributed_as_torchvision_s():

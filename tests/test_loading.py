@@ -50,6 +50,21 @@ def test_near_sequential_reads_each_page_in_one_window_and_every_sample_once():
     assert len(set(np.diff(order[:50]))) > 10  # mixed within the window
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("order", ["random", "near_sequential", "sequential"])
+def test_processes_share_each_epoch_s_samples_without_overlap(beton, order, world_size):
+    seen = []
+    for rank in range(world_size):
+        loader = make_loader(beton, labels_only(), 5, order=order, drop_last=False, rank=rank, world_size=world_size)
+        seen.append(loader.order_of(1))
+        assert len(labels_of(loader, 1)) == len(seen[-1])
+    assert sorted(np.concatenate(seen)) == list(range(48)) and max(map(len, seen)) - min(map(len, seen)) <= 1
+    # The global batches are the same however many processes share them.
+    alone = make_loader(beton, labels_only(), 5 * world_size, order=order, drop_last=True).order_of(1)
+    together = np.stack([s[: len(alone) // world_size].reshape(-1, 5) for s in seen], 1).reshape(-1)
+    assert np.array_equal(alone, together)
+
+
 class Fails(Operation):
     def declare_state_and_memory(self, previous_state):
         return previous_state, None

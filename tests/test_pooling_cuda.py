@@ -1,37 +1,26 @@
 """The CUDA kernel: compiled for real GPUs, run as plain C++ against the reference, and on a GPU where there is one."""
 
 import ctypes
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from cuda_tools import compile_for_gpu, compile_for_host
 from hypothesis import given, settings
 from pooling_reference import problems, random_maps, reference
 
 from ffcv_fields import label_pooling
+from ffcv_fields.cuda import OUT_MACROS
 from ffcv_fields.label_map import NO_LABEL_MAP
-from ffcv_fields.pooling import _MAP_MACROS, _OUT_MACROS, CUDA_OPTIONS, CUDA_SOURCE
+from ffcv_fields.pooling import _MAP_MACROS, CUDA_SOURCE
 
-VARIANTS = [(m, o) for m in _MAP_MACROS for o in _OUT_MACROS]
+VARIANTS = [(m, o) for m in _MAP_MACROS for o in OUT_MACROS]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("map_dtype, out_dtype", VARIANTS)
 def test_the_kernel_compiles_for_gpus(architecture, map_dtype, out_dtype):
-    from cuda.bindings import nvrtc
-
-    error, program = nvrtc.nvrtcCreateProgram(CUDA_SOURCE.read_bytes(), b"pooling.cu", 0, [], [])
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    options = [f"--gpu-architecture={architecture}", *CUDA_OPTIONS, _MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype]]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = bytes(size + 2)  # never of one byte: Python shares those, and the log is written into it
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    _, size = nvrtc.nvrtcGetCUBINSize(program)
-    assert size > 1000
+    compile_for_gpu(CUDA_SOURCE, architecture, (_MAP_MACROS[map_dtype], *OUT_MACROS[out_dtype]))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +42,8 @@ def host(tmp_path_factory):
     )
     libraries = {}
     for map_dtype, out_dtype in VARIANTS:
-        library = folder / f"{map_dtype}_{out_dtype}.so"
-        macros = [_MAP_MACROS[map_dtype], *_OUT_MACROS[out_dtype]]
-        command = ["g++", "-O1", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-DHOST_SHIM", *macros]
-        subprocess.run([*command, f"-I{ROOT / 'tests'}", str(main), "-o", str(library)], check=True)
-        libraries[map_dtype, out_dtype] = ctypes.CDLL(str(library))
+        macros = (_MAP_MACROS[map_dtype], *OUT_MACROS[out_dtype])
+        libraries[map_dtype, out_dtype] = compile_for_host(main, folder / f"{map_dtype}_{out_dtype}.so", macros)
 
     def pool(
         maps, boxes, num_classes, labels=None, temperature=1.0, out_dtype=torch.float32, global_memory=False,

@@ -1,0 +1,265 @@
+"""Loading training batches on the CPU: ours against its peers, same images and cores, interleaved, medians.
+
+    pip install .[bench] && python -m benchmarks.loader
+
+Work: JPEGs of ImageNet's sizes (mean about 500 x 400, quality 90, made from real photographs), RandomResizedCrop with
+scale 0.08-1 to 160, 192 and 224 pixels, flip, float32 normalization. Every loader gets all cores. Peers:
+
+  ffcv_jpg, ffcv_raw   stock FFCV's decoder and its own flip and normalization
+  dali                 NVIDIA DALI's CPU pipeline: decode_random_crop, resize, crop_mirror_normalize
+  torchvision_v1/_v2   ImageFolder and DataLoader, PIL transforms and tensor transforms
+  official             the official project's way: PIL, a torch.load of the image's label map, dense maps and roi_align
+  ours                 with the label map decoded and pooled into the soft target by the reading thread
+  ours_pool_in_loader  the same, pooled by the loader's thread
+  ours_no_label_map    without, to see what the label map costs
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from ffcv.fields.decoders import IntDecoder
+from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+from ffcv.pipeline import PipelineSpec
+from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+from PIL import Image
+
+import write_datasets
+from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
+from relabel.augment import IMAGENET_MEAN, IMAGENET_STD
+from relabel.label_map_files import write_label_map
+from relabel.loading import Loader, use_all_cores
+
+from .label_pooling import official
+
+CORES = len(os.sched_getaffinity(0))
+BATCH = 64
+MEAN_255, STD_255 = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 255
+
+
+def write_images(root: Path, count: int) -> None:
+    """`count` JPEGs of ImageNet's size distribution, cut out of real photographs, and a label map for each."""
+    from skimage import data
+
+    photographs = [Image.fromarray(p()[..., :3]) for p in (data.chelsea, data.astronaut, data.coffee, data.rocket)]
+    sizes, shares = [(500, 375), (375, 500), (500, 333), (640, 480), (400, 300)], [0.5, 0.17, 0.18, 0.05, 0.1]
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        width, height = sizes[rng.choice(len(sizes), p=shares)]
+        photograph = photographs[i % len(photographs)]
+        cut = rng.uniform(0.7, 1) * min(photograph.width / width, photograph.height / height)
+        w, h = int(width * cut), int(height * cut)
+        x, y = int(rng.integers(0, photograph.width - w + 1)), int(rng.integers(0, photograph.height - h + 1))
+        image = photograph.resize((width, height), Image.Resampling.LANCZOS, box=(x, y, x + w, y + h))
+        folder = f"class{i % 10}"
+        (root / "images" / folder).mkdir(parents=True, exist_ok=True)
+        image.save(root / "images" / folder / f"{i:05d}.jpg", quality=90)
+        classes = rng.integers(0, 100, (1, 15, 15)) * 10 + np.arange(5)[:, None, None]  # 5 different ones a place
+        scores = rng.normal(5, 3, (5, 15, 15)).astype(np.float16).astype(np.float32)
+        write_label_map(root / "label_maps" / folder / f"{i:05d}.pt", scores, classes)
+    for c in range(10, 1000):  # an ImageNet of 1,000 classes, most without images
+        (root / "images" / f"class{c}").mkdir()
+
+
+def pack(root: Path) -> None:
+    common = {"data_dir": str(root / "images"), "axis_order": "yx", "max_resolution": 0, "num_workers": CORES}
+    maps = {"label_map_dir": str(root / "label_maps")}
+    write_datasets.main(write_path=str(root / "jpg.beton"), write_mode="jpg", **common, **maps)
+    write_datasets.main(write_path=str(root / "raw.beton"), write_mode="raw", **common, **maps)
+
+
+def ours(root: Path, size: int, label_map: bool = True, in_loader: bool = False) -> Callable[[], Iterator]:
+    crops = CropSampler(0)
+    normalize = (IMAGENET_MEAN, IMAGENET_STD)
+    pipelines = {
+        "image": [RandomResizedCropDecoder(size, crops, normalize=normalize), ToTensor()],
+        "label": [IntDecoder(), ToTensor()],
+        "label_map": None,
+    }
+    if label_map:
+        pipelines["label_map"] = [LabelMapDecoder(), ToTensor()]
+        pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])
+    loader = Loader(
+        str(root / "jpg.beton"), num_classes=1000, order="random", num_workers=CORES, crops=crops, batch_size=BATCH,
+        drop_last=True, pipelines=pipelines, finish=pool if in_loader else None,
+    )  # fmt: skip
+    if in_loader or not label_map:
+        return lambda: loader.epoch(0)
+    return lambda: map(pool, loader.epoch(0))
+
+
+def pool(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels, maps, boxes = batch
+    return images, label_pooling(maps, boxes, 1000, labels.view(-1))
+
+
+def stock_ffcv(root: Path, size: int, mode: str) -> Callable[[], Iterator]:
+    decoder = RandomResizedCropRGBImageDecoder((size, size))
+    normalize = NormalizeImage(MEAN_255, STD_255, np.float32)
+    image = [decoder, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()]
+    loader = Loader(
+        str(root / f"{mode}.beton"), num_classes=1000, order="random", num_workers=CORES, batch_size=BATCH,
+        drop_last=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor()], "label_map": None},
+    )  # fmt: skip
+    return lambda: loader.epoch(0)
+
+
+def dali(root: Path, size: int) -> Callable[[], Iterator]:
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=BATCH, num_threads=CORES, device_id=None, seed=0, prefetch_queue_depth=3)
+    def pipeline():
+        files, labels = fn.readers.file(file_root=str(root / "images"), random_shuffle=True, name="files")
+        images = fn.decoders.image_random_crop(files, device="cpu", random_area=[0.08, 1.0])
+        images = fn.resize(images, size=(size, size), interp_type=types.INTERP_TRIANGULAR)
+        images = fn.crop_mirror_normalize(
+            images, mirror=fn.random.coin_flip(), mean=MEAN_255.tolist(), std=STD_255.tolist(), dtype=types.FLOAT
+        )
+        return images, labels
+
+    built = pipeline()
+    built.build()
+    steps = built.reader_meta("files")["epoch_size"] // BATCH
+
+    def epoch():
+        for _ in range(steps):
+            yield built.run()
+
+    return epoch
+
+
+def torchvision_loader(root: Path, size: int, version: int) -> Callable[[], Iterator]:
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    crop, flip = v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()
+    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    if version == 1:
+        transform = v2.Compose([crop, flip, v2.PILToTensor(), *to_float])
+    else:
+        transform = v2.Compose([v2.PILToTensor(), crop, flip, *to_float])
+    dataset = datasets.ImageFolder(root / "images", transform, allow_empty=True)
+    loader = torch.utils.data.DataLoader(
+        dataset, BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
+    )
+    return lambda: iter(loader)
+
+
+class _Official(torch.utils.data.Dataset):
+    """An image, its crop box and its label map, as the official project's data set hands them out."""
+
+    def __init__(self, root: Path, size: int) -> None:
+        from torchvision import datasets
+        from torchvision.transforms import v2
+
+        self.images = datasets.ImageFolder(root / "images", allow_empty=True)
+        self.maps, self.size, self.crop = root / "label_maps", size, v2.RandomResizedCrop
+        self.finish = v2.Compose(
+            [v2.RandomHorizontalFlip(), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+             v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        from torchvision.transforms import RandomResizedCrop
+        from torchvision.transforms import functional as F
+
+        path, label = self.images.samples[index]
+        image = self.images.loader(path)
+        y, x, h, w = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        box = torch.tensor([x / image.width, y / image.height, (x + w) / image.width, (y + h) / image.height])
+        label_map = torch.load(self.maps / Path(path).parent.name / f"{Path(path).stem}.pt", weights_only=True)
+        return self.finish(F.resized_crop(image, y, x, h, w, [self.size, self.size])), label, box, label_map
+
+
+def official_loader(root: Path, size: int) -> Callable[[], Iterator]:
+    loader = torch.utils.data.DataLoader(
+        _Official(root, size), BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
+    )
+
+    def epoch():
+        for images, _, boxes, maps in loader:
+            yield images, official(maps, boxes)
+
+    return epoch
+
+
+def peers(root: Path, size: int) -> dict[str, Callable[[], Iterator]]:
+    return {
+        "ours": ours(root, size),
+        "ours_pool_in_loader": ours(root, size, in_loader=True),
+        "ours_no_label_map": ours(root, size, label_map=False),
+        "ffcv_jpg": stock_ffcv(root, size, "jpg"),
+        "ffcv_raw": stock_ffcv(root, size, "raw"),
+        "dali": dali(root, size),
+        "torchvision_v1": torchvision_loader(root, size, 1),
+        "torchvision_v2": torchvision_loader(root, size, 2),
+        "official": official_loader(root, size),
+    }
+
+
+def images_per_second(epoch: Callable[[], Iterator]) -> float:
+    """A whole epoch, from asking for its first batch to the end."""
+    start = time.perf_counter()
+    batches = sum(1 for _ in epoch())
+    return batches * BATCH / (time.perf_counter() - start)
+
+
+def main(count: int, sizes: list[int], rounds: int) -> None:
+    import ffcv
+    import numba
+    import torchvision
+    from nvidia import dali as nvidia_dali
+
+    use_all_cores()
+    print(
+        f"{CORES} cores ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}, FFCV {ffcv.__version__}, numba {numba.__version__}, "
+        f"DALI {nvidia_dali.__version__}; {count} images, batches of {BATCH}, median of {rounds} rounds"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_images(root, count)
+        pack(root)
+        medians = {}
+        for size in sizes:
+            loaders = peers(root, size)
+            speeds: dict[str, list[float]] = {name: [] for name in loaders}
+            for round_number in range(rounds + 1):
+                for name, epoch in loaders.items():
+                    speed = images_per_second(epoch)
+                    if round_number:  # the first compiles and fills caches
+                        speeds[name].append(speed)
+            medians[size] = {name: statistics.median(values) for name, values in speeds.items()}
+            del loaders
+    names = list(medians[sizes[0]])
+    print(f"\n| images/s on {CORES} cores | {' | '.join(f'{size} px' for size in sizes)} |\n|---|{'---|' * len(sizes)}")
+    for name in names:
+        print(f"| {name} | {' | '.join(f'{medians[size][name]:,.0f}' for size in sizes)} |")
+    ratios = []
+    for size in sizes:
+        speed = medians[size]
+        against = ", ".join(
+            f"{speed['ours'] / speed[n]:.1f}x {n}" for n in ("ffcv_jpg", "dali", "torchvision_v2", "official")
+        )
+        cost = 1 - speed["ours"] / speed["ours_no_label_map"]
+        ratios.append(f"{size} px: {against}, label map costs {cost:.1%}")
+    print("ours against: " + "; ".join(ratios))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1280, help="images")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[160, 192, 224], help="output sizes in pixels")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each loader, interleaved")
+    arguments = parser.parse_args()
+    main(arguments.count, arguments.sizes, arguments.rounds)

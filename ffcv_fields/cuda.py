@@ -1,0 +1,52 @@
+"""Compiling and launching the project's CUDA kernels on torch's memory and stream, through CuPy (the `gpu` extra)."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Contraction of a * b + c is off, so that a kernel rounds as its CPU twin does.
+OPTIONS = ("--std=c++17", "--fmad=false")
+OUT_MACROS = {
+    torch.float32: ("-DOUT_BYTES=4",),
+    torch.float16: ("-DOUT_BYTES=2",),
+    torch.bfloat16: ("-DOUT_BYTES=2", "-DOUT_BFLOAT16"),
+}
+COMMON = Path(__file__).with_name("common.cuh")
+
+
+def source_of(file: Path) -> str:
+    """The text of a kernel, with `common.cuh` in place of its include (NVRTC is given no folders)."""
+    return file.read_text().replace('#include "common.cuh"', COMMON.read_text())
+
+
+@lru_cache
+def compiled(file: Path, name: str, macros: tuple[str, ...], device: int) -> tuple[Any, int]:
+    """A kernel and the bytes of dynamic shared memory that a block of it may have.
+
+    Args:
+        file: the .cu file.
+        name: of the `extern "C"` kernel.
+        macros: definitions for the compiler.
+        device: CUDA's number of the GPU.
+    """
+    import cupy
+
+    with cupy.cuda.Device(device):
+        kernel = cupy.RawKernel(source_of(file), name, options=(*OPTIONS, *macros))
+        limit = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"] - kernel.shared_size_bytes
+        kernel.max_dynamic_shared_size_bytes = limit
+    return kernel, limit
+
+
+def launch(kernel: Any, blocks: int, threads: int, arguments: tuple, shared: int, device: torch.device) -> None:
+    """Launch on torch's current stream of `device`; tensors go in by their addresses, None as a null pointer."""
+    import cupy
+
+    values = tuple(
+        a.data_ptr() if isinstance(a, torch.Tensor) else 0 if a is None else a for a in arguments
+    )  # fmt: skip
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
+        kernel((blocks,), (threads,), values, shared_mem=shared)
