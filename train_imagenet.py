@@ -126,7 +126,7 @@ def main(config) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
 
-    autocast, scaler = mixed_precision(device)
+    dtype, autocast, scaler = mixed_precision(device)
     val_loader = make_val_loader(device)
     multilabels = right_classes(len(val_loader.indices))
     model = make_model().to(device, memory_format=torch.channels_last)
@@ -154,7 +154,7 @@ def main(config) -> None:
     for epoch in range(start_epoch, epochs):
         decoder.output_size = image_size_at(epoch)
         line = {"epoch": epoch, "image_size": decoder.output_size}
-        line |= train_epoch(epoch, seed, model, optimizer, scaler, autocast, train_loader, device)
+        line |= train_epoch(epoch, seed, model, optimizer, scaler, dtype, autocast, train_loader, device)
         if (epoch + 1) % settings["validation.every"] == 0 or epoch + 1 == epochs:
             line |= validate(val_loader, flip_average=flip_average)
         save_checkpoint(folder, epoch + 1, model, optimizer, scaler)
@@ -299,12 +299,12 @@ def make_optimizer(model, optimizer, lr, momentum, nesterov, weight_decay, decay
 
 @param("compute.precision")
 def mixed_precision(device, precision):
-    """The context of a forward pass, and the scaler of its loss (which does nothing but for fp16)."""
+    """The images' dtype, the context of a forward pass, and the scaler of its loss (for fp16; else it does nothing)."""
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     autocast = partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
-    return autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return dtype or torch.float32, autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 # --- one epoch ------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def mixed_precision(device, precision):
 @param("data.cutmix.off_epoch", "cutmix_off_epoch")
 @param("model.num_classes")
 def train_epoch(
-    epoch, seed, model, optimizer, scaler, autocast, loader, device,
+    epoch, seed, model, optimizer, scaler, dtype, autocast, loader, device,
     epochs, peak_lr, decay_type, warmup_lr, warmup_epochs, label_smoothing,
     color_jitter, lighting, cutmix_prob, cutmix_beta, cutmix_off_epoch, num_classes,
 ):  # fmt: skip
@@ -346,7 +346,7 @@ def train_epoch(
         targets = smooth(targets, label_smoothing)
 
         rng = np.random.default_rng([seed, epoch, step])
-        images = augment(images, rng, color_jitter, lighting, torch.float32)
+        images = augment(images, rng, color_jitter, lighting, dtype)
         if epoch < epochs - cutmix_off_epoch:
             images, targets = cutmix(images, targets, rng, cutmix_prob, cutmix_beta)
 

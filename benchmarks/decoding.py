@@ -1,0 +1,104 @@
+"""Fast decoding against stock FFCV's: PSNR and colour over random crops, and both side by side as a picture.
+
+python -m benchmarks.decode_quality --picture decode_quality.png
+"""
+
+import argparse
+import io
+import time
+
+import matplotlib
+import numpy as np
+from ffcv.libffcv import imdecode, resize_crop
+from PIL import Image
+from skimage import data
+
+from ffcv_fields.crops import CropSampler
+from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def jpeg_of(photograph: Image.Image) -> np.ndarray:
+    file = io.BytesIO()
+    photograph.save(file, "JPEG", quality=90)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def crop(jpeg: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int], out: np.ndarray) -> None:
+    """The crop `(y, x, h, w)` of an image of `size` (width, height) as `decode="fast"` makes it."""
+    (width, height), side = size, len(out)
+    scratch = np.empty(_scratch_bytes_c(max(height, width), side), np.uint8)
+    memory = 0, out.ctypes.data, scratch.ctypes.data
+    assert _crop_decode_c(jpeg.ctypes.data, jpeg.size, 0, height, width, *box, side, 0, *memory) == 0
+
+
+def both(jpeg: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int], side: int) -> tuple[np.ndarray, ...]:
+    """The crop as stock FFCV decodes it and as `decode="fast"` does, uint8 `[side, side, 3]`; seconds of four steps:
+    stock decode, stock resize, fast, floor."""
+    (width, height), (y, x, h, w) = size, box
+    full, (stock, fast) = np.empty((height, width, 3), np.uint8), np.empty((2, side, side, 3), np.uint8)
+    tiny = np.empty((min(height, width) // 16, min(height, width) // 16, 3), np.uint8)
+    moments = [time.perf_counter()]
+    for step in (
+        lambda: imdecode(jpeg, full, height, width, height, width, 0, 0, 1, 1, False, False),
+        lambda: resize_crop(full, y, y + h, x, x + w, stock),
+        lambda: crop(jpeg, size, box, fast),
+        lambda: crop(jpeg, size, (0, 0, y + h, width), tiny[: (y + h) // 16, : (y + h) // 16].copy()),
+    ):
+        step()
+        moments.append(time.perf_counter())
+    return stock, fast, np.diff(moments)
+
+
+def main(picture: str, crops: int) -> None:
+    sample, _ = CropSampler(0).compile()
+    photographs = [Image.fromarray(p()) for p in (data.chelsea, data.astronaut, data.coffee, data.rocket)]
+    for photograph in photographs:
+        photograph.thumbnail((500, 500), Image.Resampling.LANCZOS)
+    for size in (160, 192, 224):
+        psnr, bias, seconds = [], [], []
+        for which, photograph in enumerate(photographs):
+            jpeg = jpeg_of(photograph)
+            for i in range(crops):
+                box = sample(1000 * which + i, photograph.height, photograph.width)
+                if box[0] + box[2] < 16:
+                    continue
+                stock, fast, took = both(jpeg, photograph.size, box, size)
+                seconds.append(took)
+                error = fast.astype(float) - stock
+                psnr.append(10 * np.log10(255**2 / max((error**2).mean(), 1e-2)))
+                bias.append(error.mean((0, 1)))
+        print(
+            f"{size} px, {len(psnr)} crops: PSNR mean {np.mean(psnr):.1f} dB, least {np.min(psnr):.1f} dB; "
+            f"mean colour off by at most {np.abs(np.mean(bias, 0)).max():.3f} of 255"
+        )
+        decode, resize, ours, floor = 1e6 * np.median(seconds, 0)
+        print(
+            f"  microseconds: stock {decode + resize:.0f} (decode {decode:.0f}, resize {resize:.0f}), fast {ours:.0f}, "
+            f"floor {floor:.0f}; stock / fast {(decode + resize) / ours:.2f}"
+        )
+    if picture:
+        figure, axes = plt.subplots(3, 6, figsize=(12, 6.4), layout="constrained")
+        for i in range(6):
+            photograph = photographs[i % 4]
+            box = sample(7 + i, photograph.height, photograph.width)
+            stock, fast, _ = both(jpeg_of(photograph), photograph.size, box, 160)
+            difference = np.clip(128 + 8 * (fast.astype(int) - stock), 0, 255).astype(np.uint8)
+            for row, (image, title) in enumerate(
+                ((stock, "stock FFCV"), (fast, 'decode="fast"'), (difference, "difference x 8"))
+            ):
+                axes[row, i].imshow(image)
+                axes[row, i].set_title(title, fontsize=9)
+                axes[row, i].axis("off")
+        figure.savefig(picture, dpi=80)
+        print(picture)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", default="", help="PNG to write")
+    parser.add_argument("--crops", type=int, default=100, help="random crops of each of four photographs")
+    arguments = parser.parse_args()
+    main(arguments.picture, arguments.crops)
