@@ -1,6 +1,6 @@
 """Scenes: ImageNet's problem at the size of a laptop.
 
-Each scene shows one to four real objects (Fashion-MNIST's photographs of clothes) on one canvas and carries one
+Each scene shows two to four real objects (Fashion-MNIST's photographs of clothes) on one canvas and carries one
 single label, that of one of its objects, as a person asked for one label would give: so a single label leaves out
 what else is there, and a random crop often shows another object than its label says. Training and validation scenes
 are made of disjoint photographs. The label maps come from a machine annotator, a small network trained on single
