@@ -120,6 +120,8 @@ def test_every_config_is_understood_and_says_what_it_reproduces(config, monkeypa
     known = get_current_config()  # of every command imported so far
     monkeypatch.setattr(known, "content", {})
     monkeypatch.setattr(known, "entries", {path: entry for path, entry in known.entries.items() if path[0] != "cfg"})
+    sections = {name: paths for name, paths in known.sections_to_entries.items() if name[0] != "cfg"}
+    monkeypatch.setattr(known, "sections_to_entries", sections)
     settings = train_imagenet.resolved(load_settings(""))
     given = yaml.safe_load(config.read_text())
     assert settings["optim.epochs"] == given["optim"]["epochs"]
