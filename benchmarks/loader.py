@@ -216,6 +216,14 @@ def images_per_second(epoch: Callable[[], Iterator]) -> float:
     return batches * BATCH / (time.perf_counter() - start)
 
 
+def median_with_interval(values: list[float]) -> str:
+    """The median, and its 95 % confidence interval by order statistics, which asks nothing of the distribution."""
+    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
+    low = ordered[max(0, int(len(values) / 2 - half))]
+    high = ordered[min(len(values) - 1, int(len(values) / 2 + half))]
+    return f"{statistics.median(values):.1%} ({low:.1%} to {high:.1%})"
+
+
 def main(count: int, sizes: list[int], rounds: int, only: list[str]) -> None:
     import ffcv
     import numba
@@ -244,7 +252,7 @@ def main(count: int, sizes: list[int], rounds: int, only: list[str]) -> None:
             medians[size] = {name: statistics.median(values) for name, values in speeds.items()}
             if {"ours", "ours_no_label_map"} <= set(only):
                 pairs = zip(speeds["ours"], speeds["ours_no_label_map"], strict=True)
-                costs[size] = [f"label map costs {statistics.median(1 - a / b for a, b in pairs):.1%}"]
+                costs[size] = [f"label map costs {median_with_interval([1 - a / b for a, b in pairs])}"]
             del loaders
     names = list(medians[sizes[0]])
     print(f"\n| images/s on {CORES} cores | {' | '.join(f'{size} px' for size in sizes)} |\n|---|{'---|' * len(sizes)}")
