@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ffcv_fields.label_map import MAX_CLASSES, LabelMapField, pack_label_map
 from relabel.errors import BadInput, BadSample
+from relabel.file_list import file_list_of, write_file_list
 from relabel.label_map_files import find_label_maps, label_map_format, read_label_map
 from relabel.packing import PAGE_SIZE, WorkerFailed, write_beton
 from relabel.settings import Choice, Number, load_settings
@@ -143,6 +144,7 @@ def main(
         return *values, packed
 
     start = time.perf_counter()
+    file_list_of(path).unlink(missing_ok=True)  # of a file that is replaced
     packed = write_beton(
         path,
         fields,
@@ -154,6 +156,7 @@ def main(
         on_error == "skip",
     )
 
+    write_file_list(path, classes, [images[i][0].relative_to(data_dir).as_posix() for i in packed.kept])
     left_out = problems + packed.skipped
     report.unlink(missing_ok=True)
     if left_out:
@@ -165,11 +168,11 @@ def main(
             f"scores were rounded to float16: largest error {error:.3g} ({file}); "
             "--cfg.score_dtype=float32 keeps them bit for bit"
         )
-    with_map = packed.num_samples if format else 0
+    with_map = len(packed.kept) if format else 0
     label_bytes = fields["label_map"].nbytes + fields["label_map"].metadata_type.itemsize + 24 if format else 0
     print(
-        f"{path}: {packed.num_samples:,} images of {len(classes):,} classes, {with_map:,} with label map, "
-        f"{packed.num_samples - with_map:,} without, {path.stat().st_size:,} bytes, "
+        f"{path}: {len(packed.kept):,} images of {len(classes):,} classes, {with_map:,} with label map, "
+        f"{len(packed.kept) - with_map:,} without, {path.stat().st_size:,} bytes, "
         f"{label_bytes + 8:,} bytes an image for labels; {len(images) / (time.perf_counter() - start):,.0f} images/s"
     )
 

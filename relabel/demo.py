@@ -91,6 +91,7 @@ def train(data: Path, run: Path, use_relabel: str, seed: int) -> None:
         "train_imagenet.py", f"--config-file={CONFIG}", f"--data.train_dataset={data}/train.beton",
         f"--data.val_dataset={data}/val.beton", f"--validation.multilabel_file={data}/val_multilabels.json",
         f"--data.relabel.use={use_relabel}", f"--compute.seed={seed}", f"--logging.folder={run}",
+        "--resume=auto",
     )  # fmt: skip
 
 

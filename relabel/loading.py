@@ -5,6 +5,8 @@ of an epoch that was left early.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Full
@@ -22,16 +24,20 @@ from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType
 
 from ffcv_fields import CropSampler, LabelMapField
 
+from .distributed import started_by_torchrun
 from .errors import BadInput
 from .order import near_sequential_order, random_order, share_of
 
 
-def use_all_cores() -> None:
+def use_all_cores(processes: int = 1) -> None:
     """Give torch and numba their cores back: importing FFCV leaves both with one thread.
 
     `OMP_NUM_THREADS` (which torchrun sets) is respected for torch.
+
+    Args:
+        processes: among which this machine's cores are divided.
     """
-    cores = numba.config.NUMBA_NUM_THREADS
+    cores = max(1, numba.config.NUMBA_NUM_THREADS // processes)
     numba.set_num_threads(cores)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
 
@@ -67,6 +73,39 @@ def read_header(path: str) -> Reader:
         raise BadInput(f"{path}: truncated; write it again with write_datasets.py")
     _check_data(path, reader)
     return reader
+
+
+def labels_of(path: str) -> np.ndarray:
+    """The single labels of a `.beton`, int64 `[num_samples]`; raises as `read_header`."""
+    header = read_header(path)
+    return header.metadata[f"f{header.field_names.index('label')}"].copy()
+
+
+def packed_once(split: str, path: str, data_path: str, label_map_dir: str) -> str:
+    """The `.beton` to use: `path`, or one that is packed now from `data_path/split` if it is not there yet.
+
+    Args:
+        split: "train" or "val".
+        path: the file; empty: beside the images, `data_path/SPLIT.beton` (`SPLIT_relabel.beton` with label maps).
+        data_path: the folder of `train/` and `val/`; empty: nothing is packed.
+        label_map_dir: for `write_datasets.py`; empty: none.
+
+    Raises:
+        BadInput: neither is given, or packing fails, or is needed by several processes at once.
+    """
+    if not path and not data_path:
+        raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
+    path = path or f"{data_path}/{split}{'_relabel' if label_map_dir else ''}.beton"
+    if not data_path or Path(path).exists():
+        return path
+    if started_by_torchrun():
+        raise BadInput(f"{path}: no such file; pack it first with write_datasets.py, or start with one process")
+    print(f"packing {data_path}/{split} into {path}, once", flush=True)
+    settings = {"data_dir": f"{data_path}/{split}", "write_path": path, "label_map_dir": label_map_dir}
+    command = [sys.executable, str(Path(__file__).parent.parent / "write_datasets.py")]
+    if subprocess.run([*command, *(f"--cfg.{name}={value}" for name, value in settings.items())]).returncode:
+        raise BadInput(f"{data_path}/{split} could not be packed; the message above says why")
+    return path
 
 
 def _has_label_map(path: str) -> bool:
@@ -114,6 +153,7 @@ class Loader(FFCVLoader):
         num_workers: threads that decode; no more are started than numba may use (one a core).
         finish: applied to each batch in the loader's own thread, say to pool label maps there.
         crops: the sampler of this loader's decoders, if any; its epoch follows the loader's.
+        labels: int64 `[num_samples]`, in place of the file's; -1: the sample is left out.
         keywords: as FFCV's Loader takes them.
 
     Raises:
@@ -132,21 +172,31 @@ class Loader(FFCVLoader):
         world_size: int = 1,
         finish: Callable[[tuple], tuple] | None = None,
         crops: CropSampler | None = None,
+        labels: np.ndarray | None = None,
         **keywords,
     ) -> None:
         threads = torch.get_num_threads()
         self.header = read_header(path)
+        self.labels = self.header.metadata[f"f{self.header.field_names.index('label')}"].copy()
+        self.kept = np.arange(len(self.labels))
+        if labels is not None:
+            self.kept, self.labels = np.flatnonzero(labels >= 0), labels
         self._check(path, num_classes, keywords["pipelines"])
         custom = CUSTOM_FIELDS if "label_map" in self.header.handlers else {}
         num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
         super().__init__(path, custom_fields=custom, num_workers=num_workers, seed=seed, **keywords)
+        self.num_classes = num_classes
         self.order, self.rank, self.world_size, self.finish = order, rank, world_size, finish
         self.crops = crops
+        if labels is not None:
+            self._replace_labels(labels)
         self._torch_threads = threads
         torch.set_num_threads(threads)
 
     def _check(self, path, num_classes, pipelines):
-        labels = self.header.metadata[f"f{self.header.field_names.index('label')}"]
+        if len(self.kept) == 0:
+            raise BadInput(f"{path}: no sample is left to load")
+        labels = self.labels[self.kept]
         if labels.min() < 0 or labels.max() >= num_classes:
             raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}; model.num_classes is {num_classes}")
         label_map = self.header.handlers.get("label_map")
@@ -162,15 +212,21 @@ class Loader(FFCVLoader):
                 f"{path}: its label maps name {label_map.num_classes} classes; model.num_classes is {num_classes}"
             )
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The batches of one epoch; order and crops depend on the seed and `epoch` alone.
+    def _replace_labels(self, labels):
+        metadata = self.reader.metadata  # FFCV's decoders hold views of it, compiled for an array that is not writeable
+        metadata.setflags(write=True)
+        metadata[f"f{self.reader.field_names.index('label')}"] = labels
+        metadata.setflags(write=False)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The batches of one epoch from `first_batch` on; order and crops depend on the seed and `epoch` alone.
 
         Raises:
             Exception: whatever was raised while a batch was made, in the thread that makes them.
         """
         if self.crops is not None:
             self.crops.epoch = epoch
-        iterator = _EpochIterator(self, self.order_of(epoch))
+        iterator = _EpochIterator(self, self.order_of(epoch)[first_batch * self.batch_size :])
         torch.set_num_threads(self._torch_threads)
         try:
             yield from iterator
@@ -180,19 +236,19 @@ class Loader(FFCVLoader):
 
     def order_of(self, epoch: int) -> np.ndarray:
         """This process's samples of an epoch in the order in which they come, int64."""
-        count = int(self.header.num_samples)
+        count = len(self.kept)
         if self.order == "random":
             order = random_order(count, self.seed, epoch)
         elif self.order == "near_sequential":
-            image = self.header.metadata[f"f{self.header.field_names.index('image')}"]
+            image = self.header.metadata[f"f{self.header.field_names.index('image')}"][self.kept]
             order = near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
         else:
             order = np.arange(count)
-        return share_of(order, self.batch_size, self.rank, self.world_size, self.drop_last)
+        return share_of(self.kept[order], self.batch_size, self.rank, self.world_size, self.drop_last)
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for every process but for the last one's size."""
-        whole, rest = divmod(int(self.header.num_samples), self.batch_size * self.world_size)
+        whole, rest = divmod(len(self.kept), self.batch_size * self.world_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -78,10 +78,16 @@ def _apply_blurpool(module: nn.Module) -> None:
             _apply_blurpool(child)
 
 
-def load_weights(model: nn.Module, file: str) -> None:
-    """Load a checkpoint: a state dict, or a dict with one under `model` (ours) or `state_dict` (official).
+def load_weights(model: nn.Module, file: str, new_head: bool = False) -> str:
+    """Load a checkpoint: a state dict, or a dict with one under `ema`, `model` (ours) or `state_dict` (official).
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off.
+
+    Args:
+        new_head: keep the model's own last layer where the checkpoint's is for another number of classes.
+
+    Returns:
+        The name of the layer that was kept; empty if there is none.
 
     Raises:
         BadInput: no such file, not a checkpoint, or weights that do not fit `model`; named.
@@ -92,15 +98,24 @@ def load_weights(model: nn.Module, file: str) -> None:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise BadInput(f"{file}: not a checkpoint that can be read safely ({error!s})") from None
-    for key in ("model", "state_dict"):
+    for key in ("ema", "model", "state_dict"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
+            break
     if not isinstance(checkpoint, dict) or not all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
         raise BadInput(f"{file}: holds no state dict of tensors")
     for prefix in ("module.", "_orig_mod."):
         checkpoint = {key.removeprefix(prefix): value for key, value in checkpoint.items()}
+    own, head = model.state_dict(), ""
+    if new_head:
+        other = [key for key, value in checkpoint.items() if key in own and value.shape != own[key].shape]
+        layers = {key.rpartition(".")[0] for key in other}
+        if len(layers) == 1 and list(own)[-1] in other:
+            head = layers.pop()
+            checkpoint |= {key: own[key] for key in other}
     try:
         model.load_state_dict(checkpoint)
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise BadInput(f"{file}: does not fit the network: {' '.join(line.strip() for line in lines[1:4])}") from None
+    return head

@@ -2,6 +2,7 @@
 
 import math
 
+import timm.optim
 import torch
 from torch import nn
 
@@ -15,14 +16,14 @@ def build_optimizer(
     weight_decay: float,
     decay_bn: bool,
 ) -> torch.optim.Optimizer:
-    """SGD, or AdamP (Heo et al., ICLR 2021) with betas `(momentum, 0.999)`, as in the official code.
+    """SGD, AdamP (Heo et al., ICLR 2021), AdamW or LAMB; the last three with betas `(momentum, 0.999)`.
 
     Args:
         model: whose parameters are trained.
-        optimizer: "sgd" or "adamp".
+        optimizer: "sgd", "adamp", "adamw" or "lamb".
         lr: learning rate at its peak.
-        momentum: SGD's momentum, AdamP's first beta.
-        nesterov: Nesterov's variant of either.
+        momentum: SGD's momentum, the others' first beta.
+        nesterov: Nesterov's variant of SGD and AdamP, as in the official code; the others have none.
         weight_decay: on all parameters; without `decay_bn` not on batch norm's.
         decay_bn: whether batch norm's parameters decay.
     """
@@ -30,10 +31,13 @@ def build_optimizer(
     groups = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
     if not decay_bn:
         groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
+    adam = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay}
     if optimizer == "adamp":
-        from timm.optim import AdamP
-
-        return AdamP(groups, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, nesterov=nesterov)
+        return timm.optim.AdamP(groups, nesterov=nesterov, **adam)
+    if optimizer == "adamw":
+        return torch.optim.AdamW(groups, **adam)
+    if optimizer == "lamb":
+        return timm.optim.Lamb(groups, **adam)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
@@ -46,13 +50,14 @@ def learning_rate(
         epoch: epochs done so far, 0 to `epochs`.
         epochs: length of the whole run.
         peak: `optim.lr.init`.
-        decay_type: "cos" and "linear" end at 0; "step" divides by 10 every 30 epochs, counted from the start.
+        decay_type: "cos" and "linear" end at 0; "step" (officially "default") divides by 10 every 30 epochs, counted
+            from the start.
         warmup_lr: where the warm-up begins.
         warmup_epochs: how long it lasts.
     """
     if epoch < warmup_epochs:
         return warmup_lr + (peak - warmup_lr) * epoch / warmup_epochs
-    if decay_type == "step":
+    if decay_type in ("step", "default"):
         return peak * 0.1 ** (epoch // 30)
     done = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
     return peak * (1 - done if decay_type == "linear" else (1 + math.cos(math.pi * done)) / 2)

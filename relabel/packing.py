@@ -33,9 +33,9 @@ class WorkerFailed(RuntimeError):
 
 @dataclass
 class Packed:
-    """What a conversion did: how many samples the file holds, those left out, and what the workers counted."""
+    """What a conversion did: indices of the samples in the file, those left out, and what the workers counted."""
 
-    num_samples: int
+    kept: np.ndarray
     skipped: list[BadSample] = field(default_factory=list)
     notes: list[Any] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ def write_beton(
     writer.prepare()
     try:
         packed, allocations = _run_workers(writer, samples, load, note, chunk_size, skip_bad)
-        packed.num_samples = _finish(writer, allocations, [bad_index for bad_index, _ in packed.skipped])
+        packed.kept = _finish(writer, allocations, [bad_index for bad_index, _ in packed.skipped])
         packed.skipped = [bad for _, bad in packed.skipped]
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -118,7 +118,7 @@ def _run_workers(writer, samples, load, note, chunk_size, skip_bad):
     current = context.RawArray(ctypes.c_int64, [-1] * writer.num_workers)
     allocator = _PageAllocator(writer.fname, writer.data_region_start, writer.page_size)
     workers, receivers = [], {}
-    packed, allocations = Packed(0), []
+    packed, allocations = Packed(np.arange(0)), []
     try:
         for rank in range(writer.num_workers):
             receiver, sender = context.Pipe(duplex=False)
@@ -227,7 +227,7 @@ def _encode(index, values, encoders, columns, allocator):
 
 
 def _finish(writer, allocations, skipped):
-    """Metadata without the skipped samples, allocation table and header, all on disk. Returns the samples kept."""
+    """Metadata without the skipped samples, allocation table and header, all on disk. Returns the indices kept."""
     total = writer.num_samples
     metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
     keep = np.ones(total, dtype=bool)
@@ -248,7 +248,7 @@ def _finish(writer, allocations, skipped):
         file.write(header.tobytes())
         file.flush()
         os.fsync(file.fileno())
-    return kept
+    return np.flatnonzero(keep)
 
 
 def _sync_folder(folder):

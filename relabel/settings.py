@@ -69,11 +69,25 @@ class Choice(Checker):
         return " | ".join(self.words)
 
 
-def load_settings(description: str) -> Config:
+# Names of the official project's base.yaml that are called otherwise here, and --resume.
+OFFICIAL_NAMES = {
+    "resume": ("logging.resume", None),
+    "data.dataset": (None, {"imagenet": ""}),
+    "compute.num_workers": ("data.num_workers", None),
+    "compute.opt_level": ("compute.precision", {"O0": "fp32", "O1": "auto", "O2": "auto"}),
+    "compute.distributed.num_processes_per_node": (None, {"1": ""}),  # there a factor on the number of GPUs
+    "util.val_batch_size": ("validation.batch_size", None),
+}
+Translations = dict[str, tuple[str | None, dict[str, str] | None]]
+
+
+def load_settings(description: str, translations: Translations | None = None) -> Config:
     """Read `--config-file` YAMLs, in order, then the command line, into fastargs' current config.
 
     Args:
         description: the head of `--help`; the table of all settings follows it.
+        translations: other names that are understood: name -> (ours, None for one that only may be said; and
+            what its values are called here, None where they stay).
 
     Raises:
         SystemExit: code 2 with one message that names an unknown key (and the nearest known one), an unreadable
@@ -81,7 +95,9 @@ def load_settings(description: str) -> Config:
     """
     config = get_current_config()
     parser = argparse.ArgumentParser(
-        description=description, epilog=_table(config), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        epilog=_table(config, translations or {}),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.allow_abbrev = False
     parser.add_argument(
@@ -93,10 +109,11 @@ def load_settings(description: str) -> Config:
         help="YAML file of settings; repeatable",
     )
     arguments, rest = parser.parse_known_args()
-    known = {".".join(path) for path in config.entries}
+    translations = translations or {}
+    known = {".".join(path) for path in config.entries} | set(translations)
     for file in arguments.config_file:
-        config.collect(_read_yaml(file, known))
-    config.collect(_read_command_line(rest, known))
+        config.collect(_translated(_read_yaml(file, known), translations))
+    config.collect(_translated(_read_command_line(rest, known), translations))
     for path, entry in config.entries.items():
         name = ".".join(path)
         try:
@@ -126,22 +143,39 @@ def _check_known(key: str, known: set[str], where: str) -> None:
     _stop(f"unknown setting {key} in {where}{hint}")
 
 
-def _read_yaml(file: str, known: set[str]) -> dict:
+def _translated(values: dict[str, Any], translations: Translations) -> dict[str, Any]:
+    """`values` under our names; the own name of a setting goes before a translated one."""
+    result = {}
+    for key, value in values.items():
+        if key in translations:
+            name, words = translations[key]
+            if words is not None and str(value) not in words:
+                _stop(f"--{key} is {value!r}; must be one of {', '.join(words)}")
+            if name is not None and name not in values:
+                result[name] = value if words is None else words[str(value)]
+        else:
+            result[key] = value
+    return result
+
+
+def _read_yaml(file: str, known: set[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(file).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         _stop(f"cannot read config file {file}: {error}")
     if not isinstance(content, dict):
         _stop(f"config file {file} must hold sections of settings, found {type(content).__name__}")
-    for key in _leaves(fix_dict(expand_keys(content))):
+    values = _leaves(fix_dict(expand_keys(content)))
+    for key in values:
         _check_known(key, known, file)
-    return content
+    return values
 
 
-def _leaves(tree: Any, prefix: str = "") -> list[str]:
-    if not isinstance(tree, dict):
-        return [prefix]
-    return [leaf for key, branch in tree.items() for leaf in _leaves(branch, f"{prefix}.{key}" if prefix else key)]
+def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, branch in tree.items():
+        leaves |= _leaves(branch, f"{prefix}{key}.") if isinstance(branch, dict) else {f"{prefix}{key}": branch}
+    return leaves
 
 
 def _read_command_line(words: list[str], known: set[str]) -> dict[str, str]:
@@ -160,7 +194,7 @@ def _read_command_line(words: list[str], known: set[str]) -> dict[str, str]:
     return values
 
 
-def _table(config: Config) -> str:
+def _table(config: Config, translations: Translations) -> str:
     lines = ["settings (--name=value, or in a YAML file):"]
     for section, paths in config.sections_to_entries.items():
         lines.append(f"\n{'.'.join(section)}: {config.sections[section].desc}")
@@ -168,4 +202,9 @@ def _table(config: Config) -> str:
             entry = config.entries[path]
             default = "required" if entry.required else f"default {entry.default!r}"
             lines.append(f"  --{'.'.join(path):32s} {entry.desc} [{entry.checker.help()}; {default}]")
+    if translations:
+        lines.append("\nother names that are understood, the official project's among them:")
+    for name, (ours, words) in translations.items():
+        values = f" [{', '.join(words)}]" if words else ""
+        lines.append(f"  --{name:32s} {f'--{ours}' if ours else 'may be said; changes nothing'}{values}")
     return "\n".join(lines)

@@ -12,7 +12,20 @@ from conftest import ROOT, run
 import train_imagenet
 from relabel import scenes
 from relabel.label_map_files import read_tensor
+from relabel.models import build_model
 
+OFFICIAL_BASE = """
+model: {arch: 'resnet50'}
+data: {dataset: 'imagenet', data_path: '/home/data/ILSVRC2015/', image_size: 224, rrc_minimum: 0.08, crop_ratio: 0.875}
+optim:
+  {optimizer: 'sgd', epochs: 100, start_epoch: 0, bn: {momentum: 0.9, eps: 1.e-5}, batch_size: 512,
+   lr: {init: 0.5, decay_type: 'cos'}, warmup: {lr: 0.0, epochs: 5}, nesterov: True, momentum: 0.9,
+   wd: {base: 1.e-5}, label_smoothing: 0.0}
+compute:
+  {seed: -1, gpu: -1, opt_level: 'O1', num_workers: 32,
+   distributed: {use: True, num_processes_per_node: 1, url: 'tcp://127.0.0.1:6946', backend: 'nccl'}}
+util: {print_freq: 250, val_batch_size: 512}
+"""
 CONFIGS = sorted((ROOT / "rn50_configs").glob("*.yaml"))
 
 
@@ -53,7 +66,9 @@ def test_a_run_leaves_its_folder_and_its_checkpoint_evaluates_to_the_same(small,
                    "--validation.every=1",
                    "--data.lighting=0.1")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.yaml", "log.jsonl", "curves.png", "checkpoint.pt"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "config.yaml", "log.jsonl", "steps.jsonl", "curves.png", "checkpoint.pt", "checkpoint_before.pt"
+    }  # fmt: skip
     log = log_of(tmp_path / "run")
     assert [line["epoch"] for line in log] == [0, 1] and [line["image_size"] for line in log] == [32, 64]
     assert all(np.isfinite(line["train_loss"]) and 0 <= line["data_wait"] <= 1 for line in log)
@@ -66,21 +81,91 @@ def test_a_run_leaves_its_folder_and_its_checkpoint_evaluates_to_the_same(small,
     assert f"multilabel {log[-1]['multilabel']:.4g}%" in test.stdout and not (tmp_path / "unused").exists()
 
 
+def weights(folder):
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+
+
 def test_a_run_is_reproducible_and_restarts_where_it_stopped(small, tmp_path):
-    for name in ("a", "b"):
-        assert train(small, tmp_path / name, "--data.num_workers=1").returncode == 0
+    for name, workers in (("a", 1), ("b", 2)):
+        assert train(small, tmp_path / name, f"--data.num_workers={workers}").returncode == 0
     first, second = log_of(tmp_path / "a"), log_of(tmp_path / "b")
     assert [line["train_loss"] for line in first] == [line["train_loss"] for line in second]
-    assert (
-        train(
-            small, tmp_path / "c", "--optim.epochs=1", "--optim.lr.decay_type=step", "--optim.warmup.epochs=0"
-        ).returncode
-        == 0
-    )
+    again = train(small, tmp_path / "a")
+    assert again.returncode == 1 and "--resume=auto goes on" in again.stderr  # nothing is overwritten
+    short = ("--optim.epochs=1", "--optim.lr.decay_type=default", "--optim.warmup.epochs=0")
+    assert train(small, tmp_path / "c", *short).returncode == 0
     result = train(small, tmp_path / "c", "--optim.start_epoch=1")
     assert result.returncode == 0 and [line["epoch"] for line in log_of(tmp_path / "c")] == [0, 1]
     wrong = train(small, tmp_path / "c", "--optim.start_epoch=1")
-    assert wrong.returncode == 1 and "has 2 epochs done" in wrong.stderr
+    assert wrong.returncode == 1 and "stands at epoch 2" in wrong.stderr
+    other = train(small, tmp_path / "c", "--resume=auto", "--optim.batch_size=16")
+    assert other.returncode == 1 and "is a run with optim.batch_size=32; now it is 16" in other.stderr
+
+
+def test_accumulated_steps_and_averaged_weights(small, tmp_path):
+    """Without batch norm, a batch in two parts trains as a whole one; the average is what is validated."""
+    common = ("--model.arch=timm/test_vit", "--optim.ema_decay=0.5", "--data.image_size=160")
+    for name, more in (("whole", ()), ("parts", ("--optim.accumulate=2",))):
+        result = train(small, tmp_path / name, *common, *more)
+        assert result.returncode == 0, result.stderr
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for key, value in whole["model"].items():
+        torch.testing.assert_close(parts["model"][key], value, atol=2e-5, rtol=1e-4)
+    losses = [[line["train_loss"] for line in log_of(tmp_path / name)] for name in ("whole", "parts")]
+    np.testing.assert_allclose(*losses, atol=1e-5)
+    assert any(not torch.equal(whole["ema"][key], value) for key, value in whole["model"].items())
+    test = train(small, tmp_path / "unused", *common, "--util.test_only=True",
+                 f"--util.test_weight_file={tmp_path / 'whole' / 'checkpoint.pt'}")  # fmt: skip
+    assert f"loss {log_of(tmp_path / 'whole')[-1]['loss']:.4g}" in test.stdout
+
+
+def test_labels_are_cleaned_and_a_head_of_another_size_starts_anew(small, tmp_path):
+    torch.manual_seed(0)
+    pretrained = tmp_path / "21k.pth"
+    torch.save({"state_dict": build_model("shufflenet_v2_x0_5", 21).state_dict()}, pretrained)
+    files = json.loads(Path(f"{small}/train.beton.files.json").read_text())["files"]
+    (tmp_path / "clean.tsv").write_text("".join(f"{name}\t-\n" for name in files[:40]) + f"{Path(files[50]).name}\t3\n")
+    result = train(small, tmp_path / "run", f"--model.weights={pretrained}", "--optim.epochs=1",
+                   f"--data.clean_labels={tmp_path}/clean.tsv")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "fc, for other classes there, starts anew" in result.stdout
+    assert "1 labels replaced, 40 of 128 samples left out" in result.stdout
+    assert "of 1 epochs of 2 steps" in result.stdout  # 88 samples are left for batches of 32
+    (tmp_path / "clean.tsv").write_text("nowhere.jpg\t3\n")
+    result = train(small, tmp_path / "other", f"--data.clean_labels={tmp_path}/clean.tsv")
+    assert result.returncode == 1 and "line 1: 'nowhere.jpg' is no sample of" in result.stderr
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(small, tmp_path):
+    result = train(small, tmp_path / "run", "--optim.lr.init=1e30", "--optim.warmup.epochs=0", "--util.print_freq=1")
+    assert result.returncode == 1 and "at epoch 0, step 1" in result.stderr and "Traceback" not in result.stderr
+    named = json.loads((tmp_path / "run" / "not_finite_0.json").read_text())
+    assert len(named["samples"]) == 32 and str(named["samples"][0]) in result.stderr
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_the_official_project_s_settings_mean_the_same(small, tmp_path):
+    """Its base.yaml (values as published), its recipe's form, and its way to write a command line."""
+    base, recipe = tmp_path / "base.yaml", tmp_path / "recipe.yaml"
+    base.write_text(OFFICIAL_BASE)
+    recipe.write_text("data:\n  relabel:\n    use: True\n    path: '/nowhere'\nutil:\n  test_weight_file: ''\n")
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(f"{small}/{split}")
+    result = run(
+        "train_imagenet.py", "--config-file-path", str(base), "--config-file-path", str(recipe),
+        "--data.data_path", str(tmp_path), "--data.relabel.path", f"{small}/label_maps", "--optim.epochs", "1",
+        "--model.arch", "shufflenet_v2_x0_5", "--data.image_size", "32", "--optim.batch_size", "32",
+        "--logging.folder", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings["validation.batch_size"] == 512 and settings["data.num_workers"] == 32
+    assert (
+        settings["compute.precision"] == "auto" and settings["compute.seed"] >= 0 and settings["optim.lr.init"] == 0.5
+    )
+    assert (tmp_path / "train_relabel.beton").exists() and (tmp_path / "val.beton").exists()
+    refused = run("train_imagenet.py", "--config-file", str(base), "--data.dataset=cifar")
+    assert refused.returncode == 2 and "must be one of imagenet" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -88,6 +173,8 @@ def test_a_run_is_reproducible_and_restarts_where_it_stopped(small, tmp_path):
     [
         (["--data.train_dataset=nowhere.beton"], "nowhere.beton: no such file"),
         (["--model.arch=resnet5"], "did you mean"),
+        (["--data.train_dataset="], "data.train_dataset is not given"),
+        (["--optim.batch_size=33", "--optim.accumulate=2"], "not divisible by 1 processes x optim.accumulate=2; 32 is"),
         (["--optim.batch_size=500"], "fewer samples than optim.batch_size=500"),
         (["--model.num_classes=5"], "model.num_classes is 5"),
     ],

@@ -1,0 +1,59 @@
+"""Several processes: the same samples, losses and accuracies as one."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_train import log_of, small, weights  # noqa: F401  (a fixture)
+
+
+def train(small, folder, processes, *more):  # noqa: F811
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launch, str(ROOT / "train_imagenet.py"), f"--config-file={ROOT}/rn50_configs/demo.yaml",
+         f"--data.train_dataset={small}/train.beton", f"--data.val_dataset={small}/val.beton",
+         f"--validation.multilabel_file={small}/val_multilabels.json", "--data.image_size=32",
+         "--model.arch=timm/test_convnext", f"--logging.folder={folder}", "--data.num_workers=2", *more],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_two_processes_train_and_evaluate_as_one(small, tmp_path):  # noqa: F811
+    """20 steps of a network without batch norm: the same losses to 1e-4; validation of a size that does not divide."""
+    logs = {}
+    for processes in (1, 2):
+        result = train(
+            small, tmp_path / str(processes), processes, "--optim.batch_size=32", "--optim.epochs=5",
+            "--util.print_freq=1", "--validation.batch_size=6", "--validation.every=5",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        steps = (tmp_path / str(processes) / "steps.jsonl").read_text().splitlines()
+        logs[processes] = [json.loads(line)["loss"] for line in steps]
+    assert len(logs[1]) == 20
+    np.testing.assert_allclose(logs[2], logs[1], atol=1e-4)
+    last = [log_of(tmp_path / str(n))[-1] for n in (1, 2)]
+    assert last[0]["images"] == last[1]["images"] == 64
+    for key, tolerance in (("loss", 1e-3), ("top_1", 2), ("top_5", 2), ("multilabel", 2), ("train_loss", 1e-4)):
+        assert last[1][key] == pytest.approx(last[0][key], abs=tolerance)
+    tested = [
+        train(small, "unused", n, "--util.test_only=True", "--validation.batch_size=6",
+              f"--util.test_weight_file={tmp_path}/1/checkpoint.pt").stdout
+        for n in (1, 2)
+    ]  # fmt: skip
+    assert tested[0].startswith("top_1") and tested[0] == tested[1]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(small, tmp_path):  # noqa: F811
+    batch = ("--optim.batch_size=32", "--resume=auto")
+    assert train(small, tmp_path / "run", 2, *batch, "--optim.epochs=1").returncode == 0
+    result = train(small, tmp_path / "run", 1, *batch, "--optim.epochs=2")
+    assert result.returncode == 0 and "epoch 1, step 0 of 2 epochs" in result.stdout
+    assert weights(tmp_path / "run")["epoch"] == 2
+
+
+def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):  # noqa: F811
+    result = train(small, tmp_path / "run", 2, "--optim.batch_size=33")
+    assert result.returncode == 1 and "not divisible by 2 processes" in result.stderr

@@ -1,0 +1,111 @@
+"""Runs that are killed, stopped or cut off go on as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, write_images, write_label_maps
+from test_train import log_of, weights
+
+from relabel.errors import BadInput
+from relabel.run_folder import RunFolder
+from relabel.watch import STOPPED
+
+EPOCHS, STEPS = 3, 12
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    """A training of 36 steps with everything that has a state: dropout, momentum, average, CutMix, jitter."""
+    root = tmp_path_factory.mktemp("restart")
+    files = write_images(root / "images", 96)
+    write_label_maps(root / "maps", files)
+    for split, more in (("train", [f"--cfg.label_map_dir={root}/maps", "--cfg.axis_order=yx"]), ("val", [])):
+        packed = run(
+            "write_datasets.py", f"--cfg.data_dir={root}/images", f"--cfg.write_path={root}/{split}.beton", *more
+        )
+        assert packed.returncode == 0, packed.stderr
+    return [
+        sys.executable, str(ROOT / "train_imagenet.py"), f"--config-file={ROOT}/rn50_configs/demo.yaml",
+        "--model.arch=mobilenet_v3_small", f"--data.train_dataset={root}/train.beton",
+        f"--data.val_dataset={root}/val.beton", "--data.image_size=32", "--optim.batch_size=8", "--data.num_workers=1",
+        f"--optim.epochs={EPOCHS}", "--optim.ema_decay=0.9", "--data.cutmix.prob=0.5", "--data.cutmix.beta=1",
+        "--data.cutmix.off_epoch=1", "--data.color_jitter=0.4", "--logging.checkpoint_minutes=0.0001",
+        "--validation.every=1", "--resume=auto",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run([*arguments, f"--logging.folder={folder}"], check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def same_in_the_end(folder, whole):
+    ours, theirs = weights(folder), weights(whole)
+    for part in ("model", "ema"):
+        assert all(torch.equal(ours[part][key], value) for key, value in theirs[part].items())
+    for index, state in theirs["optimizer"]["state"].items():
+        assert torch.equal(ours["optimizer"]["state"][index]["momentum_buffer"], state["momentum_buffer"])
+    keys = ("epoch", "train_loss", "top_1", "loss", "lr")
+    assert [[line[k] for k in keys] for line in log_of(folder)] == [[line[k] for k in keys] for line in log_of(whole)]
+
+
+def wait_for_steps(folder, count, process):
+    """Until a checkpoint is there and `count` lines of steps have been written, or the process has ended."""
+    log, end = folder / "steps.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        if (folder / "checkpoint.pt").exists() and log.exists() and len(log.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.005)
+    assert process.poll() is not None, "the run neither went on nor ended"
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(arguments, uninterrupted, tmp_path):
+    folder, rng, kills = tmp_path / "killed", np.random.default_rng(0), 0
+    for at in (5, 17, 30):
+        process = subprocess.Popen([*arguments, f"--logging.folder={folder}"], stdout=-3, stderr=-3)
+        wait_for_steps(folder, at, process)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2
+    last = subprocess.run([*arguments, f"--logging.folder={folder}"], capture_output=True, text=True, timeout=300)
+    assert last.returncode == 0, last.stderr
+    same_in_the_end(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_its_exit_code(arguments, uninterrupted, tmp_path, number):
+    folder = tmp_path / "stopped"
+    command = [*arguments, f"--logging.folder={folder}", "--logging.checkpoint_minutes=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == STOPPED and "--resume=auto goes on" in out and "Traceback" not in err
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    same_in_the_end(folder, uninterrupted)
+
+
+def test_a_truncated_checkpoint_is_seen_and_the_one_before_used(arguments, uninterrupted, tmp_path):
+    folder = tmp_path / "truncated"
+    subprocess.run([*arguments, f"--logging.folder={folder}", "--optim.epochs=2"], check=True, capture_output=True)
+    file = folder / "checkpoint.pt"
+    os.truncate(file, file.stat().st_size // 2)
+    process = subprocess.run([*arguments, f"--logging.folder={folder}"], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0 and f"{file}: damaged, left out" in process.stderr
+    assert weights(folder)["epoch"] == EPOCHS  # its schedule was of 2 epochs at first: the weights are others
+    for name in ("checkpoint.pt", "checkpoint_before.pt"):
+        os.truncate(folder / name, 100)
+    settings = {"logging.resume": "auto", "optim.start_epoch": 0}
+    with pytest.raises(BadInput, match="no whole checkpoint"):
+        RunFolder(str(folder), False).load(torch.device("cpu"), settings)
