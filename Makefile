@@ -1,6 +1,6 @@
 # make demo       set up, and run the main job on a small scale
 # make test       set up, and run the tests
-# make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests and the pooling benchmark
+# make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests, pooling and training benchmarks
 PYTHON ?= python3
 export PYTHON
 PY := .venv/bin/python
@@ -17,6 +17,7 @@ gpu-check: setup
 	$(PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
 	$(PY) -m pytest tests/test_pooling_cuda.py tests/test_augment.py
 	$(PY) -m benchmarks.label_pooling
+	$(PY) -m benchmarks.training
 
 lint: setup
 	$(PY) -m ruff check .

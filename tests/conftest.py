@@ -1,8 +1,11 @@
 """Small data in the official formats, made for each test."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["NUMBA_NUM_THREADS"] = "8"  # more workers than cores, on any machine
@@ -15,11 +18,55 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 
+# Commands run in processes of their own, forked from one that has imported the libraries: the imports take longer
+# than most of the tests.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["relabel.demo", "relabel.evaluate", "relabel.packing", "relabel.watch", "runpy"])
+
+
+class Command:
+    """A top-level command that has been started as a user would start it, with what it printed so far."""
+
+    def __init__(self, command: str, *arguments: str, cwd: Path = ROOT) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._folder.name) / name for name in ("out", "err"))
+        self._process = FORKS.Process(target=_be, args=(command, arguments, cwd, self._out, self._err))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        """Its result; a command that takes longer than `timeout` seconds is killed and fails the test."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError(f"no end after {timeout} s; stderr: {self._err.read_text()[-2000:]}")
+        out, err = (file.read_text() if file.exists() else "" for file in (self._out, self._err))
+        return subprocess.CompletedProcess((), self._process.exitcode, out, err)
+
+
+def _be(command, arguments, cwd, out, err):
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    os.chdir(cwd)
+    sys.argv = [str(ROOT / command), *arguments]
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def run(command: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run one of the top-level commands as a user would."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / command), *arguments], capture_output=True, text=True, timeout=300, cwd=cwd
-    )
+    """Run one of the top-level commands to its end."""
+    return Command(command, *arguments, cwd=cwd).wait()
 
 
 def label_map_tensor(rng: np.random.Generator, num_classes: int, top_k: int = 5, height: int = 15, width: int = 15):

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run, write_images, write_label_maps
+from conftest import ROOT, Command, run, write_images, write_label_maps
 from test_train import log_of, weights
 
 from relabel.errors import BadInput
@@ -31,7 +29,7 @@ def arguments(tmp_path_factory):
         )
         assert packed.returncode == 0, packed.stderr
     return [
-        sys.executable, str(ROOT / "train_imagenet.py"), f"--config-file={ROOT}/rn50_configs/demo.yaml",
+        "train_imagenet.py", f"--config-file={ROOT}/rn50_configs/demo.yaml",
         "--model.arch=mobilenet_v3_small", f"--data.train_dataset={root}/train.beton",
         f"--data.val_dataset={root}/val.beton", "--data.image_size=32", "--optim.batch_size=8", "--data.num_workers=1",
         f"--optim.epochs={EPOCHS}", "--optim.ema_decay=0.9", "--data.cutmix.prob=0.5", "--data.cutmix.beta=1",
@@ -43,7 +41,7 @@ def arguments(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    subprocess.run([*arguments, f"--logging.folder={folder}"], check=True, capture_output=True, timeout=300)
+    assert run(*arguments, f"--logging.folder={folder}").returncode == 0
     return folder
 
 
@@ -70,13 +68,13 @@ def wait_for_steps(folder, count, process):
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(arguments, uninterrupted, tmp_path):
     folder, rng, kills = tmp_path / "killed", np.random.default_rng(0), 0
     for at in (5, 17, 30):
-        process = subprocess.Popen([*arguments, f"--logging.folder={folder}"], stdout=-3, stderr=-3)
+        process = Command(*arguments, f"--logging.folder={folder}")
         wait_for_steps(folder, at, process)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        kills += process.wait().returncode == -signal.SIGKILL
     assert kills >= 2
-    last = subprocess.run([*arguments, f"--logging.folder={folder}"], capture_output=True, text=True, timeout=300)
+    last = run(*arguments, f"--logging.folder={folder}")
     assert last.returncode == 0, last.stderr
     same_in_the_end(folder, uninterrupted)
 
@@ -85,24 +83,25 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(arguments, un
 def test_a_signal_saves_and_leaves_with_its_exit_code(arguments, uninterrupted, tmp_path, number):
     folder = tmp_path / "stopped"
     command = [*arguments, f"--logging.folder={folder}", "--logging.checkpoint_minutes=0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(*command)
     deadline = time.monotonic() + 120
     while not (folder / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == STOPPED and "--resume=auto goes on" in out and "Traceback" not in err
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    result = process.wait()
+    assert result.returncode == STOPPED and "--resume=auto goes on" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert run(*command).returncode == 0
     same_in_the_end(folder, uninterrupted)
 
 
 def test_a_truncated_checkpoint_is_seen_and_the_one_before_used(arguments, uninterrupted, tmp_path):
     folder = tmp_path / "truncated"
-    subprocess.run([*arguments, f"--logging.folder={folder}", "--optim.epochs=2"], check=True, capture_output=True)
+    assert run(*arguments, f"--logging.folder={folder}", "--optim.epochs=2").returncode == 0
     file = folder / "checkpoint.pt"
     os.truncate(file, file.stat().st_size // 2)
-    process = subprocess.run([*arguments, f"--logging.folder={folder}"], capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0 and f"{file}: damaged, left out" in process.stderr
+    result = run(*arguments, f"--logging.folder={folder}")
+    assert result.returncode == 0 and f"{file}: damaged, left out" in result.stderr
     assert weights(folder)["epoch"] == EPOCHS  # its schedule was of 2 epochs at first: the weights are others
     for name in ("checkpoint.pt", "checkpoint_before.pt"):
         os.truncate(folder / name, 100)
