@@ -31,6 +31,7 @@ from fastargs.decorators import param
 from ffcv.fields.decoders import IntDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToDevice, ToTensor
+from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_fields import (
@@ -72,6 +73,8 @@ Section("data", "what is trained on, and how images are cropped and coloured").p
             Choice("fast", "exact"), "fast: only what the crop needs; exact: stock FFCV's pixels", default="fast"
         ),
         "relabel.use": Param(Flag(), "targets pooled from label maps; else single labels", default=True),
+        "relabel.localized": Param(Flag(), "pool over the crop; else over the whole image", default=True),
+        "relabel.multi": Param(Flag(), "soft targets; else the best class of each alone", default=True),
         "relabel.path": Param(str, "folder of label maps, to pack from", default=""),
         "clean_labels": Param(str, "list of training labels to replace or leave out: PATH<tab>LABEL or -", default=""),
         "image_size": Param(Number(8, whole=True), "side of the crop in pixels", default=224),
@@ -368,6 +371,8 @@ def mixed_precision(device, precision):
 @param("optim.warmup.lr", "warmup_lr")
 @param("optim.warmup.epochs", "warmup_epochs")
 @param("optim.label_smoothing")
+@param("data.relabel.localized")
+@param("data.relabel.multi", "multi_label")
 @param("data.color_jitter")
 @param("data.lighting")
 @param("data.cutmix.prob", "cutmix_prob")
@@ -375,7 +380,7 @@ def mixed_precision(device, precision):
 @param("data.cutmix.off_epoch", "cutmix_off_epoch")
 def train_epoch(
     run, seed, dtype, autocast, loader, processes, watch,
-    epochs, accumulate, peak_lr, decay_type, warmup_lr, warmup_epochs, label_smoothing,
+    epochs, accumulate, peak_lr, decay_type, warmup_lr, warmup_epochs, label_smoothing, localized, multi_label,
     color_jitter, lighting, cutmix_prob, cutmix_beta, cutmix_off_epoch,
 ):  # fmt: skip
     """The steps of `run.epoch` that are not done yet. Returns what the log says of training."""
@@ -393,9 +398,14 @@ def train_epoch(
                 images, labels, *maps_and_boxes = next(batches)
             labels = labels.view(-1)
             if maps_and_boxes:
-                targets = label_pooling(*maps_and_boxes, loader.num_classes, labels)
+                label_maps, crop_boxes = maps_and_boxes
+                crop_boxes = (
+                    crop_boxes if localized else torch.tensor([0.0, 0, 1, 1]).to(crop_boxes).expand_as(crop_boxes)
+                )
+                targets = label_pooling(label_maps, crop_boxes.contiguous(), loader.num_classes, labels)
+                targets = targets if multi_label else one_hot(targets.argmax(1), loader.num_classes).float()
             else:
-                targets = torch.nn.functional.one_hot(labels, loader.num_classes).float()
+                targets = one_hot(labels, loader.num_classes).float()
             targets = smooth(targets, label_smoothing)
 
             # All that is random hangs on the step's number: a restart needs no generator's state.

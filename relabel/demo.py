@@ -30,27 +30,18 @@ from .plots import draw_crops, draw_curves, read_log
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "rn50_configs" / "demo.yaml"
 TRAIN_SCENES, VAL_SCENES = 800, 2000
-ROWS = {"single label": "False", "ReLabel": "True"}
+ROWS = {"single label": ["--data.relabel.use=False"], "ReLabel": []}
 
 
 def main(folder: Path, seeds: list[int]) -> None:
     """Run what is not done yet, for each seed, and print the table of all."""
     data, start = folder / "data", time.perf_counter()
-    once(data / "scenes.done", lambda: make_scenes(data))
-    once(data / "label_maps.done", lambda: make_label_maps(data))
-    for split, more in (
-        ("train", [f"--cfg.label_map_dir={data}/label_maps", "--cfg.axis_order=yx"]),
-        ("val", []),
-    ):
-        if not (data / f"{split}.beton").exists():
-            command(
-                "write_datasets.py", f"--cfg.data_dir={data}/{split}", f"--cfg.write_path={data}/{split}.beton", *more
-            )
+    prepare(data)
     runs = {}
     for seed in seeds:
-        for row, use_relabel in ROWS.items():
+        for row, settings in ROWS.items():
             run = runs[row, seed] = folder / f"{row.replace(' ', '_')}_{seed}"
-            once(run / "finished", lambda run=run, u=use_relabel, s=seed: train(data, run, u, s))
+            once(run / "finished", lambda run=run, s=settings, seed=seed: train(data, run, seed, *s))
     draw_curves({row: read_log(runs[row, seeds[0]]) for row in ROWS}, folder / "curves.png")
     once(folder / "crops.png", lambda: show_crops(data, folder / "crops.png"))
     table = make_table(runs, seeds)
@@ -74,6 +65,17 @@ def command(name: str, *arguments: str) -> None:
         sys.exit(result.returncode)
 
 
+def prepare(data: Path) -> None:
+    """Scenes, their label maps and the two `.beton` in the folder `data`, as far as they are not there."""
+    once(data / "scenes.done", lambda: make_scenes(data))
+    once(data / "label_maps.done", lambda: make_label_maps(data))
+    maps = [f"--cfg.label_map_dir={data}/label_maps", "--cfg.axis_order=yx"]
+    for split, more in (("train", maps), ("val", [])):
+        path = data / f"{split}.beton"
+        if not path.exists():
+            command("write_datasets.py", f"--cfg.data_dir={data}/{split}", f"--cfg.write_path={path}", *more)
+
+
 def make_scenes(data: Path) -> None:
     print(f"composing {TRAIN_SCENES:,} training and {VAL_SCENES:,} validation scenes", flush=True)
     scenes.write_scenes(data, "train", TRAIN_SCENES, seed=0)
@@ -86,12 +88,11 @@ def make_label_maps(data: Path) -> None:
     scenes.annotate(annotator, data / "train", data / "label_maps")
 
 
-def train(data: Path, run: Path, use_relabel: str, seed: int) -> None:
+def train(data: Path, run: Path, seed: int, *settings: str) -> None:
     command(
         "train_imagenet.py", f"--config-file={CONFIG}", f"--data.train_dataset={data}/train.beton",
         f"--data.val_dataset={data}/val.beton", f"--validation.multilabel_file={data}/val_multilabels.json",
-        f"--data.relabel.use={use_relabel}", f"--compute.seed={seed}", f"--logging.folder={run}",
-        "--resume=auto",
+        f"--compute.seed={seed}", f"--logging.folder={run}", "--resume=auto", *settings,
     )  # fmt: skip
 
 
