@@ -1,62 +1,84 @@
-"""Accuracy of a network on a validation set: single-label top-1 and top-5, and multi-label."""
+"""Accuracy of a network on a validation set: single-label top-1 and top-5, multi-label, and over subsets of classes."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from .augment import normalize
 from .distributed import quiet, total
-from .errors import BadInput
-from .loading import Loader
 
 
-def read_multilabels(file: str, num_samples: int, num_classes: int) -> torch.Tensor:
-    """Sets of right classes: a JSON list with one list of class indices for each sample, in the samples' order.
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of each sample of a set, in the file's order; the same in every process.
 
-    Returns:
-        bool `[num_samples, num_classes]`; a row without any class is a sample that does not count.
-
-    Raises:
-        BadInput: no such file, or contents of another form or length; named.
+    `best`: its five best classes, best first, int64 `[N, 5]` (fewer where it has fewer); `confidence`: the first's
+    probability, float32 `[N]`; `labels`: the single labels, int64 `[N]`; `loss`: the mean cross-entropy.
     """
-    try:
-        lists = json.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: cannot be read as JSON ({error})") from None
-    if not isinstance(lists, list) or len(lists) != num_samples:
-        raise BadInput(f"{file}: must be a list of {num_samples} lists of classes, one for each sample")
-    right = torch.zeros(num_samples, num_classes, dtype=torch.bool)
-    for i, classes in enumerate(lists):
-        if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < num_classes for c in classes):
-            raise BadInput(f"{file}: entry {i} is {classes}, must be a list of classes from 0 to {num_classes - 1}")
-        right[i, classes] = True
-    return right
+
+    best: np.ndarray
+    confidence: np.ndarray
+    labels: np.ndarray
+    loss: float
+
+    def top(self, k: int) -> float:
+        """Top-k accuracy in percent."""
+        return 100 * float((self.best[:, :k] == self.labels[:, None]).any(1).mean())
+
+    def multilabel(self, right: np.ndarray) -> float:
+        """Share of the predictions that are among the right classes, in percent.
+
+        Args:
+            right: bool `[N, C]`; samples without any right class do not count (as in ReaL).
+        """
+        counts = right.any(1)
+        return 100 * float(self._hits(right)[counts].mean())
+
+    def class_averaged_multilabel(self, right: np.ndarray, counts: np.ndarray) -> float:
+        """The mean over classes of their samples' share of right predictions, in percent (Shankar et al., 2020).
+
+        Args:
+            right: bool `[N, C]`, the right classes.
+            counts: bool `[N]`, the samples that count; a sample's class is its single label.
+        """
+        samples = np.bincount(self.labels[counts])
+        hits = np.bincount(self.labels[counts], self._hits(right)[counts])
+        return 100 * float((hits[samples > 0] / samples[samples > 0]).mean())
+
+    def _hits(self, right):
+        return right[np.arange(len(self.best)), self.best[:, 0]]
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, loader: Loader, device: torch.device, autocast: Callable, flip_average: bool = False
-) -> tuple[torch.Tensor, float]:
+    model: nn.Module,
+    loader: Any,
+    device: torch.device,
+    autocast: Callable,
+    flip_average: bool = False,
+    classes: np.ndarray | None = None,
+) -> Predictions:
     """Run `model` over a validation set once, each process over its share of it.
 
     Args:
         model: images `[B, 3, S, S]` -> logits `[B, C]`.
-        loader: sequential, of images uint8 `[B, S, S, 3]` (or float32, normalized) and labels int64 `[B, 1]`.
+        loader: a sequential Loader or FolderLoader, of images uint8 `[B, S, S, 3]` (or float32, normalized) and labels
+            int64 `[B, 1]`.
         device: where the model is.
         autocast: makes the context of the forward pass.
         flip_average: average the logits with those of the mirrored images.
-
-    Returns:
-        The five best classes of each sample of the file, best first, int64 `[N, 5]` on the CPU (fewer where the
-        network has fewer classes), and the mean cross-entropy; the same in every process.
+        classes: int64, the only classes that may be predicted (ImageNet-A, -R and -O have 200).
     """
     model.eval()
     samples = torch.from_numpy(loader.order_of(0)).to(device)
-    best = torch.zeros(len(loader.labels), min(5, loader.num_classes), dtype=torch.int64, device=device)
+    count = len(loader.labels)
+    best = torch.zeros(count, min(5, loader.num_classes), dtype=torch.int64, device=device)
+    confidence = torch.zeros(count, device=device)
     loss, done = torch.zeros((), dtype=torch.float64, device=device), 0
     batches = tqdm(loader.epoch(0), "evaluate", len(loader), leave=False, disable=quiet(), dynamic_ncols=True)
     for images, labels in batches:
@@ -66,19 +88,26 @@ def predict(
             if flip_average:
                 logits = (logits + model(images.flip(3))) / 2
         logits = logits.float()
-        best[samples[done : done + len(labels)]] = logits.topk(best.shape[1], dim=1).indices
+        if classes is not None:
+            others = torch.ones(logits.shape[1], dtype=torch.bool, device=device)
+            others[torch.from_numpy(classes).to(device)] = False
+            logits = logits.masked_fill(others, -torch.inf)
+        which = samples[done : done + len(labels)]
+        best[which] = logits.topk(best.shape[1], dim=1).indices
+        confidence[which] = logits.softmax(1).amax(1)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
         done += len(labels)
-    return total(best).cpu(), total(loss).item() / len(loader.labels)
+    best, confidence = total(best).cpu().numpy(), total(confidence).cpu().numpy()
+    return Predictions(best, confidence, np.asarray(loader.labels), total(loss).item() / count)
 
 
 def evaluate(
     model: nn.Module,
-    loader: Loader,
+    loader: Any,
     device: torch.device,
     autocast: Callable,
     flip_average: bool = False,
-    multilabels: torch.Tensor | None = None,
+    multilabels: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Accuracy over a validation set; arguments as for `predict`.
 
@@ -89,16 +118,23 @@ def evaluate(
         `top_1`, `top_5` and, with `multilabels`, `multilabel` (share of predictions that are one of the right
         classes), all in percent; `loss`, the cross-entropy; `images`, how many there were.
     """
-    best, loss = predict(model, loader, device, autocast, flip_average)
-    right = best == torch.from_numpy(loader.labels)[:, None]
-    results = {
-        "top_1": 100 * right[:, 0].double().mean().item(),
-        "top_5": 100 * right.any(1).double().mean().item(),
-        "loss": loss,
-        "images": len(best),
-    }
+    said = predict(model, loader, device, autocast, flip_average)
+    results = {"top_1": said.top(1), "top_5": said.top(5), "loss": said.loss, "images": len(said.labels)}
     if multilabels is not None:
-        counted = multilabels.any(1)
-        hit = multilabels.gather(1, best[:, :1]).squeeze(1)[counted]
-        results["multilabel"] = 100 * hit.double().mean().item()
+        results["multilabel"] = said.multilabel(multilabels)
     return results
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the precision-recall curve, by steps.
+
+    Args:
+        scores: float `[N]`, higher for what is held for positive.
+        positive: bool `[N]`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    scores, positive = scores[order], positive[order]
+    last = np.append(scores[1:] != scores[:-1], True)  # equal scores are decided together
+    found, seen = np.cumsum(positive)[last], (np.arange(len(scores)) + 1)[last]
+    gained = np.diff(found, prepend=0)
+    return float((gained * found / seen).sum() / positive.sum())

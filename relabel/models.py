@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from .augment import IMAGENET_MEAN, IMAGENET_STD
 from .errors import BadInput
 
 
@@ -33,7 +34,7 @@ def build_model(
         BadInput: there is no such network; the message names the nearest.
     """
     if arch.startswith("timm/"):
-        known = [f"timm/{name}" for name in timm.list_models()]
+        known = [f"timm/{name}" for name in (*timm.list_models(), *timm.list_pretrained())]
     else:
         known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
@@ -55,6 +56,43 @@ def build_model(
     if use_blurpool:
         _apply_blurpool(model)
     return model
+
+
+def published_model(arch: str, num_classes: int) -> nn.Module:
+    """A network with the weights that torchvision (its default ones) or timm publish; downloaded once.
+
+    Raises:
+        BadInput: there is no such network or no such weights, they cannot be had, or are for other classes.
+    """
+    build_model(arch, num_classes)  # a name that does not exist is named
+    try:
+        if arch.startswith("timm/"):
+            model = timm.create_model(arch.removeprefix("timm/"), pretrained=True)
+        else:
+            model = torchvision.models.get_model(arch, weights="DEFAULT")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BadInput(f"{arch}: its published weights cannot be had ({str(error).splitlines()[0]})") from None
+    outputs = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    if outputs and outputs[0] != num_classes:
+        raise BadInput(
+            f"{arch}: its published weights are for {outputs[0]} classes; model.num_classes is {num_classes}"
+        )
+    config = getattr(model, "pretrained_cfg", {})
+    mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+    return model if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else nn.Sequential(Renormalize(mean, std), model)
+
+
+class Renormalize(nn.Module):
+    """Images of ImageNet's mean and deviation, as everything here gets them -> images of another mean and deviation."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        own = [torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std)]
+        self.register_buffer("scale", own[1] / own[3], persistent=False)
+        self.register_buffer("shift", (own[0] - own[2]) / own[3], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.scale + self.shift
 
 
 class BlurPoolConv2d(nn.Module):

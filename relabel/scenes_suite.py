@@ -14,7 +14,7 @@ import torch
 from ffcv_fields import label_pooling
 from ffcv_fields.label_map import pack_label_map
 
-from . import scenes
+from . import crop_study, scenes
 from .demo import once, prepare, train
 from .label_map_files import read_tensor
 from .plots import read_log
@@ -54,7 +54,9 @@ def main(folder: Path, seeds: list[int]) -> None:
     table = make_table(results, len(seeds))
     (folder / "scenes.md").write_text(table)
     draw(results, folder / "scenes.png")
-    print(f"\n{table}\n{folder}/scenes.md, scenes.json, scenes.png")
+    crops = crop_study.study(data)
+    crop_study.draw(crops, folder / "crop_study.png")
+    print(f"\n{table}\n{crop_study.summary(crops)}\n\n{folder}/scenes.md, scenes.json, scenes.png, crop_study.png")
 
 
 def write_clean_labels(data: Path) -> None:

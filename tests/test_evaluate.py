@@ -1,0 +1,170 @@
+"""Label sets in their official formats, by values worked out by hand, and the evaluating command on all of them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from PIL import Image
+
+from relabel.distributed import join
+from relabel.errors import BadInput
+from relabel.evaluate import Predictions, average_precision, predict
+from relabel.folders import images_of
+from relabel.label_sets import class_indices, imagenet_classes, read_multilabel_records, read_real
+from relabel.models import Renormalize, build_model
+
+WNIDS = list(imagenet_classes())
+
+
+def write_colours(root, images, num_classes=1000):
+    """`[(class folder, name, class shown)]`: grey images whose brightness is the class that `Brightness` will say."""
+    for folder, name, shown in images:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 50), (round(255 * shown / num_classes),) * 3).save(root / folder / name, format="PNG")
+
+
+class Brightness(torch.nn.Module):
+    """A network whose answer is the image's brightness, in steps of `step` classes."""
+
+    def __init__(self, num_classes=1000, step=40):
+        super().__init__()
+        self.num_classes, self.step = num_classes, step
+
+    def forward(self, images):
+        brightness = (images[:, 0] * 0.229 + 0.485).mean((1, 2)) * self.num_classes
+        nearest = (brightness / self.step).round() * self.step
+        return -(torch.arange(self.num_classes) - nearest[:, None]).abs()
+
+
+def look(path, **more):
+    processes = join(-1, "gloo")
+    loader, files = images_of(str(path), 1000, 32, 0.875, 4, 1, processes)
+    return predict(Brightness(), loader, processes.device, lambda: torch.autocast("cpu", enabled=False), **more), files
+
+
+def test_folders_stand_for_classes_by_wordnet_id_by_number_or_by_order():
+    assert class_indices([WNIDS[7], WNIDS[2]], 1000, "x").tolist() == [7, 2]
+    numbers = sorted(map(str, range(1000)))
+    assert class_indices(numbers, 1000, "x").tolist() == [int(n) for n in numbers]  # "10" comes before "2"
+    assert class_indices(["bag", "coat"], 2, "x").tolist() == [0, 1]
+    with pytest.raises(BadInput, match=r"x: its 2 class folders \(bag, coat"):
+        class_indices(["bag", "coat"], 3, "x")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_imagenet_v2_s_numeric_folders_and_a_variant_s_subset(tmp_path, packed):
+    shown = [("40", 40), ("120", 120), ("200", 200), ("360", 80), ("520", 520)]  # one wrong
+    write_colours(tmp_path / "v2", [(folder, f"{i}.png", c) for i, (folder, c) in enumerate(shown)])
+    write_colours(tmp_path / "a", [(WNIDS[c], f"{c}.png", c + 3) for c in (80, 400, 801)])
+    paths = tmp_path / "v2", tmp_path / "a"
+    if packed:
+        for path in paths:
+            result = run(
+                "write_datasets.py", f"--cfg.data_dir={path}", f"--cfg.write_path={path}.beton", "--cfg.write_mode=raw"
+            )
+            assert result.returncode == 0, result.stderr
+        paths = [path.with_name(f"{path.name}.beton") for path in paths]
+    v2, files = look(paths[0])
+    assert dict(zip(files, v2.labels.tolist(), strict=True)) == {
+        "40/0.png": 40, "120/1.png": 120, "200/2.png": 200, "360/3.png": 360, "520/4.png": 520
+    }  # fmt: skip
+    assert v2.top(1) == pytest.approx(80)
+    a, _ = look(paths[1])
+    assert a.top(1) == pytest.approx(200 / 3)  # 801 is read as 800
+    subset, _ = look(paths[1], classes=np.unique(a.labels))
+    assert subset.top(1) == 100 and subset.best[:, 0].tolist() == a.labels.tolist()  # 800 is not one of its classes
+
+
+def test_real_counts_a_prediction_in_the_list_and_leaves_empty_lists_out(tmp_path):
+    (tmp_path / "real.json").write_text("[[1, 3], [], [2], [5]]")
+    names = [f"n0/ILSVRC2012_val_{i:08d}.JPEG" for i in (3, 1, 4, 2)]
+    right = read_real(str(tmp_path / "real.json"), names, 8)
+    assert [np.flatnonzero(row).tolist() for row in right] == [[2], [1, 3], [5], []]
+    said = Predictions(np.array([[2, 0], [3, 0], [4, 5], [7, 0]]), np.ones(4), np.zeros(4, int), 0.0)
+    assert said.multilabel(right) == pytest.approx(200 / 3)
+    with pytest.raises(BadInput, match=r"no entry for n0/ILSVRC2012_val_00000005"):
+        read_real(str(tmp_path / "real.json"), ["n0/ILSVRC2012_val_00000005.JPEG"], 8)
+    with pytest.raises(BadInput, match=r"entry 0 is \[1, 3\], must be a list of classes from 0 to 2"):
+        read_real(str(tmp_path / "real.json"), names, 3)
+
+
+def record(number, correct=(), wrong=(), unclear=(), problematic=False):
+    return {
+        "file_name": f"ILSVRC2012_val_{number:08d}.JPEG", "correct_multi_labels": list(correct),
+        "wrong_multi_labels": list(wrong), "unclear_multi_labels": list(unclear), "is_problematic": problematic,
+    }  # fmt: skip
+
+
+def test_shankar_s_accuracy_is_the_mean_of_the_classes(tmp_path):
+    records = [record(1, [0]), record(2, [0, 4], [3]), record(3, [0], [], [5]), record(4, [1]),
+               record(5, [1], [], [], True), record(9, [1])]  # fmt: skip
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    names = [f"n0/ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 7)]  # the sixth has no record, the ninth no image
+    right, counts = read_multilabel_records(str(tmp_path / "records.json"), names, 8)
+    assert counts.tolist() == [True, True, True, True, False, False]
+    best = np.array([[7], [4], [5], [1], [1], [1]])  # wrong; correct; unclear; correct; problematic; none
+    said = Predictions(best, np.ones(6), np.array([0, 0, 0, 1, 1, 1]), 0.0)
+    assert said.class_averaged_multilabel(right, counts) == pytest.approx((200 / 3 + 100) / 2)
+    del records[1]["is_problematic"]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    with pytest.raises(BadInput, match="record 1 has no 'is_problematic'"):
+        read_multilabel_records(str(tmp_path / "records.json"), names, 8)
+
+
+def test_average_precision_by_hand():
+    scores, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    assert average_precision(scores, positive) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(np.ones(4), positive) == pytest.approx(0.5)
+
+
+def test_renormalize_gives_what_the_network_was_trained_on():
+    pixels = torch.rand(2, 3, 4, 4)
+    images = (pixels - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+        :, None, None
+    ]
+    torch.testing.assert_close(Renormalize((0.5,) * 3, (0.5,) * 3)(images), (pixels - 0.5) / 0.5)
+
+
+def test_the_command_evaluates_everything_in_one_go(tmp_path):
+    torch.manual_seed(0)
+    torch.save(build_model("shufflenet_v2_x0_5", 1000).state_dict(), tmp_path / "net.pth")
+    write_colours(
+        tmp_path / "val", [(WNIDS[c], f"ILSVRC2012_val_{i + 1:08d}.JPEG", c) for i, c in enumerate(range(0, 400, 40))]
+    )
+    for variant in ("imagenetv2-matched-frequency-format-val", "imagenetv2-threshold0.7-format-val"):
+        write_colours(tmp_path / "v2" / variant, [(str(c), "a.png", c) for c in (2, 10)])
+    for name in ("a", "r", "o"):
+        write_colours(tmp_path / name, [(WNIDS[c], "a.png", c) for c in (40, 80, 120)])
+    for corruption in ("fog", "snow"):
+        for severity in (1, 2):
+            write_colours(
+                tmp_path / "c" / "weather" / corruption / str(severity), [(WNIDS[c], "a.png", c) for c in (0, 999)]
+            )
+    (tmp_path / "real.json").write_text(json.dumps([[i] for i in range(5)] + [[]] * 5))
+    (tmp_path / "records.json").write_text(json.dumps([record(1, [0]), record(2, [40])]))
+    result = run(
+        "evaluate_imagenet.py", "--model.arch=shufflenet_v2_x0_5", f"--model.weights={tmp_path}/net.pth",
+        f"--data.val={tmp_path}/val", f"--data.real={tmp_path}/real.json",
+        f"--data.multilabel_records={tmp_path}/records.json", f"--data.imagenet_v2={tmp_path}/v2",
+        f"--data.imagenet_a={tmp_path}/a", f"--data.imagenet_r={tmp_path}/r", f"--data.imagenet_o={tmp_path}/o",
+        f"--data.imagenet_c={tmp_path}/c", "--data.image_size=32", "--data.num_workers=1",
+        f"--output.folder={tmp_path}/out",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "out" / "evaluation.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["set"], row["images"]) for row in rows] == [
+        ("ImageNet", "10"), ("ImageNet", "10"), ("ReaL", "5"), ("Shankar et al.", "2"),
+        ("ImageNetV2 matched-frequency", "2"), ("ImageNetV2 threshold0.7", "2"), ("ImageNet-A", "3"),
+        ("ImageNet-R", "3"), ("ImageNet-O", "6"), ("ImageNet-C snow", "4"), ("ImageNet-C fog", "4"),
+        ("ImageNet-C", "8"),
+    ]  # fmt: skip
+    assert "mean over 2 of 15 corruptions" in result.stdout and "| ImageNet-A | top-1 % of 3 classes |" in result.stdout
+    fog = next(row for row in rows if row["set"] == "ImageNet-C fog")
+    assert float(fog["value"]) * 0.819324 / 25 == pytest.approx(round(float(fog["value"]) * 0.819324 / 25))  # 4 images
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"][0]["measure"] == "top-1 %"
+    nothing = run("evaluate_imagenet.py", f"--model.weights={tmp_path}/net.pth", "--model.arch=shufflenet_v2_x0_5")
+    assert nothing.returncode == 1 and "nothing to evaluate on" in nothing.stderr

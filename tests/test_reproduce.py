@@ -1,0 +1,97 @@
+"""The tables: what is measured stands beside the paper's figure, what is not reads "not run"; rows run by command."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from conftest import run
+from test_train import small  # noqa: F401  (a fixture)
+
+import reproduce_tables
+from relabel import crop_study
+from relabel.scenes_suite import make_table, mean_and_error
+
+
+def finished_run(folder, epochs, top_1, last_epoch):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"optim.epochs": epochs}))
+    lines = [{"epoch": epoch, "top_1": top_1} for epoch in range(last_epoch + 1)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_tables_tell_paper_measured_and_difference(tmp_path):
+    finished_run(tmp_path / "relabel_rn50", 2, 78.55, 1)
+    finished_run(tmp_path / "baseline_rn50", 2, 70.0, 0)  # not finished
+    results = [
+        {"set": "ImageNet", "measure": "top-1 %", "value": 78.6},
+        {"set": "ReaL", "measure": "multi-label %", "value": 85.5},
+    ]
+    (tmp_path / "relabel_rn50" / "evaluation.json").write_text(json.dumps({"results": results}))
+    finished_run(tmp_path / "relabel_rn18", 2, 72.6, 1)
+    lines = reproduce_tables.make_tables(tmp_path).splitlines()
+    assert "| + ReLabel | 78.9 | 78.6 | -0.3 | 80.5 | not run |  | 85.0 | 85.5 | +0.5 | 86.1 | not run |  |" in lines
+    assert "| ResNet-50 | 77.5 | not run |  | 79.0 | not run |  | 83.6 | not run |  | 85.3 | not run |  |" in lines
+    assert "| ResNet-18 + ReLabel | 72.5 | 72.6 | +0.1 |" in lines
+
+
+def test_every_row_has_a_config_with_its_number_of_the_paper():
+    for rows in reproduce_tables.TABLES.values():
+        for row in rows:
+            text = (reproduce_tables.CONFIGS / f"{row.config}.yaml").read_text()
+            assert f"top-1 {row.paper[0]} %" in text, row
+            assert yaml.safe_load(text)["data"]["relabel"]["use"] == ("elabel" in row.config), row
+
+
+@pytest.mark.parametrize("cluster", ["here", "local"])
+def test_missing_rows_are_trained_and_evaluated(small, tmp_path, cluster):  # noqa: F811
+    more = {
+        "model": {"arch": "shufflenet_v2_x0_5", "num_classes": 8},
+        "data": {"train_dataset": f"{small}/train.beton", "val_dataset": f"{small}/val.beton", "image_size": 32},
+        "optim": {"epochs": 1, "batch_size": 64},
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(more))
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump({"data": {"val": f"{small}/val"}}))
+    arguments = [
+        "--run", "--rows", "relabel_rn18", f"--runs={tmp_path}/runs", f"--train-settings={tmp_path}/train.yaml",
+        f"--evaluate-settings={tmp_path}/evaluate.yaml", f"--cluster={cluster}", "--gpus=0",
+    ]  # fmt: skip
+    result = run("reproduce_tables.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    value = reproduce_tables.measured(tmp_path / "runs" / "relabel_rn18")["ImageNet"]
+    assert f"| ResNet-18 + ReLabel | 72.5 | {value:.1f} |" in (tmp_path / "runs" / "tables.md").read_text()
+    if cluster == "here":
+        again = run("reproduce_tables.py", *arguments)
+        assert again.returncode == 0 and "$ train_imagenet.py" not in again.stdout  # what is done is not done again
+        failing = run("reproduce_tables.py", *arguments, "--rows", "relabel_rn50", "--train-settings=nowhere.yaml")
+        assert failing.returncode == 1 and "these rows failed: relabel_rn50" in failing.stderr
+
+
+def test_the_scenes_table_pairs_rows_by_seed():
+    assert mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
+    results = {
+        "single label": {"top_1": [50.0, 52.0], "multilabel": [70.0, 70.0]},
+        "ReLabel": {"top_1": [51.0, 53.0], "multilabel": [72.0, 74.0]},
+    }
+    lines = make_table(results, 2).splitlines()
+    assert lines[2] == "| single label | 51.0 ± 1.0 | 70.0 ± 0.0 |  |"
+    assert lines[3] == "| ReLabel | 52.0 ± 1.0 | 73.0 ± 1.0 | +1.0 ± 0.0 |"
+    assert np.isnan(mean_and_error([1.0])[1])
+
+
+def test_overlaps_of_crops_and_objects():
+    crops = np.array([[0, 0, 10, 10], [20, 0, 30, 20]], float)
+    objects = np.array([[5, 5, 15, 15], [0, 0, 10, 10]], float)
+    iou, share = crop_study.overlaps(crops, objects)
+    np.testing.assert_allclose(iou, [[25 / 175, 1], [0, 0]])
+    np.testing.assert_allclose(share, [[0.25, 1], [0, 0]])
+
+
+def test_the_crop_study_of_scenes_and_its_figure(small, tmp_path):  # noqa: F811
+    found = crop_study.study(small)
+    assert {len(values) for values in found.values()} == {128 * crop_study.CROPS}
+    assert found["single_right"][found["iou"] > 0.5].all()  # a crop that is half the labelled object holds it
+    assert 0 < (found["iou"] == 0).mean() < 0.5 and not found["single_right"][found["empty"]].any()
+    assert "do not touch the labelled object" in crop_study.summary(found)
+    crop_study.draw(found, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
