@@ -1,14 +1,18 @@
 # make demo       set up, and run the main job on a small scale
+# make label-map-demo  label maps of real photographs, and pictures of what they say
 # make test       set up, and run the tests
 # make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests, pooling and training benchmarks
 PYTHON ?= python3
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: demo test gpu-check lint setup clean
+.PHONY: demo label-map-demo test gpu-check lint setup clean
 
 demo: setup
 	$(PY) -m relabel.demo
+
+label-map-demo: setup
+	$(PY) -m relabel.label_map_demo
 
 test: setup lint
 	$(PY) -m pytest

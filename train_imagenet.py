@@ -76,6 +76,8 @@ Section("data", "what is trained on, and how images are cropped and coloured").p
         "relabel.use": Param(Flag(), "targets pooled from label maps; else single labels", default=True),
         "relabel.localized": Param(Flag(), "pool over the crop; else over the whole image", default=True),
         "relabel.multi": Param(Flag(), "soft targets; else the best class of each alone", default=True),
+        "relabel.temperature": Param(Number(1e-3), "scores are divided by it before the softmax", default=1.0),
+        "relabel.softmax": Param(Flag(), "maps hold logits; False: probabilities (TokenLabeling's)", default=True),
         "relabel.path": Param(str, "folder of label maps, to pack from", default=""),
         "clean_labels": Param(str, "list of training labels to replace or leave out: PATH<tab>LABEL or -", default=""),
         "image_size": Param(Number(8, whole=True), "side of the crop in pixels", default=224),
@@ -372,6 +374,8 @@ def mixed_precision(device, precision):
 @param("optim.warmup.lr", "warmup_lr")
 @param("optim.warmup.epochs", "warmup_epochs")
 @param("optim.label_smoothing")
+@param("data.relabel.temperature")
+@param("data.relabel.softmax")
 @param("data.relabel.localized")
 @param("data.relabel.multi", "multi_label")
 @param("data.color_jitter")
@@ -381,8 +385,8 @@ def mixed_precision(device, precision):
 @param("data.cutmix.off_epoch", "cutmix_off_epoch")
 def train_epoch(
     run, seed, dtype, autocast, loader, processes, watch,
-    epochs, accumulate, peak_lr, decay_type, warmup_lr, warmup_epochs, label_smoothing, localized, multi_label,
-    color_jitter, lighting, cutmix_prob, cutmix_beta, cutmix_off_epoch,
+    epochs, accumulate, peak_lr, decay_type, warmup_lr, warmup_epochs, label_smoothing, temperature, softmax,
+    localized, multi_label, color_jitter, lighting, cutmix_prob, cutmix_beta, cutmix_off_epoch,
 ):  # fmt: skip
     """The steps of `run.epoch` that are not done yet. Returns what the log says of training."""
     run.network.train()
@@ -400,10 +404,9 @@ def train_epoch(
             labels = labels.view(-1)
             if maps_and_boxes:
                 label_maps, crop_boxes = maps_and_boxes
-                crop_boxes = (
-                    crop_boxes if localized else torch.tensor([0.0, 0, 1, 1]).to(crop_boxes).expand_as(crop_boxes)
-                )
-                targets = label_pooling(label_maps, crop_boxes.contiguous(), loader.num_classes, labels)
+                boxes = crop_boxes if localized else crop_boxes.new_tensor([[0, 0, 1, 1]]).repeat(len(labels), 1)
+                pool = partial(label_pooling, temperature=temperature, softmax=softmax)
+                targets = pool(label_maps, boxes, loader.num_classes, labels)
                 targets = targets if multi_label else one_hot(targets.argmax(1), loader.num_classes).float()
             else:
                 targets = one_hot(labels, loader.num_classes).float()

@@ -21,21 +21,23 @@ from fastargs.decorators import param, section
 from ffcv.fields import IntField, RGBImageField
 from PIL import Image, UnidentifiedImageError
 
-from ffcv_fields.label_map import MAX_CLASSES, LabelMapField, pack_label_map
+from ffcv_fields.label_map import LabelMapField, pack_label_map
 from relabel.errors import BadInput, BadSample
-from relabel.file_list import file_list_of, write_file_list
-from relabel.label_map_files import find_label_maps, label_map_format, read_label_map
+from relabel.file_list import file_list_of, find_images, write_file_list
+from relabel.label_map_files import axis_order_of, find_label_maps, label_map_format, read_label_map
 from relabel.packing import PAGE_SIZE, WorkerFailed, write_beton
 from relabel.settings import Choice, Number, load_settings
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 Section("cfg", "what to pack and how").params(
     data_dir=Param(str, "folder of images, one folder a class", required=True),
     write_path=Param(str, "the .beton to write", required=True),
-    label_map_dir=Param(str, "folder of label maps, CLASS/IMAGE.pt or .p; empty: none", default=""),
+    label_map_dir=Param(
+        str, "label maps, a folder of CLASS/IMAGE.pt or .p, or an archive .npy; empty: none", default=""
+    ),
     axis_order=Param(
-        Choice("xy", "yx"), "label-map files are [k, x, y] (the official ones) or [k, y, x]", default="xy"
+        Choice("auto", "xy", "yx"),
+        "how maps are stored; auto: as their manifest says, else xy, the official pairing",
+        default="auto",
     ),
     score_dtype=Param(Choice("float16", "float32"), "how scores are stored", default="float16"),
     write_mode=Param(
@@ -105,6 +107,7 @@ def main(
     }
     format, label_maps, problems = None, {}, []
     if label_map_dir:
+        axis_order = axis_order_of(Path(label_map_dir), axis_order)
         label_maps = find_label_maps(Path(label_map_dir), classes)
         images, problems = match(images, label_maps, classes)
         if problems and on_error == "stop":
@@ -175,24 +178,6 @@ def main(
         f"{len(packed.kept) - with_map:,} without, {path.stat().st_size:,} bytes, "
         f"{label_bytes + 8:,} bytes an image for labels; {len(images) / (time.perf_counter() - start):,.0f} images/s"
     )
-
-
-def find_images(root: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """`[(file, label)]` and the class names, in torchvision ImageFolder's order; empty class folders count."""
-    if not root.is_dir():
-        raise BadSample(root, "is not a folder; cfg.data_dir takes the folder of the class folders")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not classes:
-        raise BadSample(root, "holds no class folders; images must be in CLASS/IMAGE.jpg")
-    if len(classes) > MAX_CLASSES:
-        raise BadSample(root, f"holds {len(classes)} class folders; at most {MAX_CLASSES} can be stored")
-    images = []
-    for label, name in enumerate(classes):
-        for folder, _, names in sorted(os.walk(root / name)):
-            images += [(Path(folder, n), label) for n in sorted(names) if n.lower().endswith(IMAGE_SUFFIXES)]
-    if not images:
-        raise BadSample(root, f"holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return images, classes
 
 
 def key(file: Path) -> tuple[str, str]:

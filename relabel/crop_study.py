@@ -78,7 +78,7 @@ def summary(found: dict[str, np.ndarray]) -> str:
     wrong, pooled = 100 * (1 - found["single_right"][some].mean()), 100 * (1 - found["pooled_right"][some].mean())
     apart, little, empty = (100 * part.mean() for part in (found["iou"] == 0, found["iou"] < 0.2, found["empty"]))
     return (
-        f"{len(some):,} random crops; {apart:.1f} % do not touch the labelled object, {little:.1f} % have IoU under 0.2 "
+        f"{len(some):,} crops; {apart:.1f} % do not touch the labelled object, {little:.1f} % have IoU under 0.2 "
         f"with it; {empty:.1f} % hold no object. Of those that hold some, the single label names none of them in "
         f"{wrong:.1f} %, the pooled label's best class in {pooled:.1f} %"
     )

@@ -1,6 +1,6 @@
 """Errors that a person can mend: a command prints their message alone, without a traceback."""
 
-from pathlib import Path
+from typing import Any
 
 
 class BadInput(ValueError):
@@ -10,7 +10,7 @@ class BadInput(ValueError):
 class BadSample(BadInput):
     """An image or a label map that cannot be used: `file`, and `reason` with the value and the mend."""
 
-    def __init__(self, file: Path, reason: str) -> None:
+    def __init__(self, file: Any, reason: str) -> None:
         super().__init__(str(file), reason)
         self.file, self.reason = file, reason
 

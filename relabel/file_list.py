@@ -1,4 +1,4 @@
-"""The names of a `.beton`'s samples, in `FILE.beton.files.json` beside it, and label lists that use these names.
+"""Folders of images, and the names of a `.beton`'s samples, in `FILE.beton.files.json` beside it; label lists by name.
 
 FFCV's format has no place for names. They are needed to say which image broke a run, to look up human labels of an
 image, and to clean labels.
@@ -11,7 +11,29 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BadInput
+from ffcv_fields.label_map import MAX_CLASSES
+
+from .errors import BadInput, BadSample
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+
+
+def find_images(root: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """`[(file, label)]` and the class names, in torchvision ImageFolder's order; empty class folders count."""
+    if not root.is_dir():
+        raise BadSample(root, "is not a folder; give the folder of the class folders")
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not classes:
+        raise BadSample(root, "holds no class folders; images must be in CLASS/IMAGE.jpg")
+    if len(classes) > MAX_CLASSES:
+        raise BadSample(root, f"holds {len(classes)} class folders; at most {MAX_CLASSES} can be stored")
+    images = []
+    for label, name in enumerate(classes):
+        for folder, _, names in sorted(os.walk(root / name)):
+            images += [(Path(folder, n), label) for n in sorted(names) if n.lower().endswith(IMAGE_SUFFIXES)]
+    if not images:
+        raise BadSample(root, f"holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return images, classes
 
 
 def file_list_of(beton: str | Path) -> Path:

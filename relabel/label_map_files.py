@@ -1,14 +1,20 @@
-"""Label-map files of the official format: `CLASS/IMAGE.pt` or `.p`, one tensor `[2, top_k, H, W]` each.
+"""Label maps on disk: the official format, `CLASS/IMAGE.pt` or `.p`, one tensor `[2, top_k, H, W]` each; or an archive.
+
+An archive is one file `NAME.npy` instead of a million small ones: int16 `[N, 2, top_k, H, W]` in the layout of
+`ffcv_fields.label_map` (float16 scores). Beside a tree (`label_maps.json`) or an archive (`NAME.npy.json`) there may
+be a manifest that says how it was made, and in which axis order.
 
 `tensor[0]` holds the scores (logits), `tensor[1]` the class indices as floats. Nothing in a file is trusted: it
 is read by torch's restricted unpickler, which executes nothing, and every value is checked.
 """
 
+import json
 import os
 import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +36,95 @@ class LabelMapFormat:
     axis_order: str
 
 
-def find_label_maps(root: Path, classes: list[str]) -> dict[tuple[str, str], Path]:
-    """All label-map files below `root`, keyed by `(class folder, file name without ending)`.
+@dataclass(frozen=True)
+class ArchiveEntry:
+    """One label map of an archive: row `row` of `archive`; `name` for messages."""
+
+    archive: np.ndarray
+    row: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def tensor(self) -> torch.Tensor:
+        """As an official file holds it: float32 `[2, top_k, rows, columns]`."""
+        scores, classes = np.array(self.archive[self.row])
+        return torch.from_numpy(np.stack([scores.view(np.float16).astype(np.float32), classes.astype(np.float32)]))
+
+
+Source = Path | ArchiveEntry
+
+
+def manifest_of(root: Path) -> Path:
+    """Where the manifest of a tree or an archive is, if it has one."""
+    return root / "label_maps.json" if root.is_dir() else root.with_name(root.name + ".json")
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What the manifest says; empty without one.
+
+    Raises:
+        BadSample: it is there and cannot be read.
+    """
+    file = manifest_of(root)
+    if not file.is_file():
+        return {}
+    try:
+        manifest = json.loads(file.read_text())
+        if manifest["axis_order"] not in ("yx", "xy"):
+            raise ValueError(f"axis_order is {manifest['axis_order']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadSample(file, f"is no manifest of label maps ({error})") from None
+    return manifest
+
+
+def axis_order_of(root: Path, given: str) -> str:
+    """The axis order of a tree or archive: `given`, or for "auto" the manifest's, or the official pairing, "xy".
+
+    Raises:
+        BadSample: `given` contradicts the manifest.
+    """
+    said = read_manifest(root).get("axis_order")
+    if given == "auto":
+        return said or "xy"
+    if said and said != given:
+        raise BadSample(manifest_of(root), f"says axis_order {said}, not {given}; leave cfg.axis_order at auto")
+    return given
+
+
+def open_archive(file: Path, mode: str = "r") -> np.ndarray:
+    """The maps of an archive, mapped into memory.
+
+    Raises:
+        BadSample: it is not one.
+    """
+    try:
+        maps = np.load(file, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadSample(file, f"is no archive of label maps ({str(error)[:120]})") from None
+    if maps.dtype != np.int16 or maps.ndim != 5 or maps.shape[1] != 2:
+        raise BadSample(file, f"holds {maps.dtype}{list(maps.shape)}, must be int16 [N, 2, top_k, H, W]")
+    return maps
+
+
+def find_label_maps(root: Path, classes: list[str]) -> dict[tuple[str, str], Source]:
+    """All label maps of a tree or an archive, keyed by `(class folder, file name without ending)`.
 
     The class folders may stand in `root` itself or in one inner folder, as the official archive has them.
 
     Raises:
         BadSample: there are no class folders below `root`.
     """
-    folder = _class_root(Path(root), set(classes))
+    if root.is_file():
+        maps, files = open_archive(root), read_manifest(root).get("files", [])
+        if len(files) != len(maps):
+            raise BadSample(
+                root, f"holds {len(maps):,} label maps; its manifest {manifest_of(root)} names {len(files):,}"
+            )
+        entries = ((Path(name), ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files))
+        return {(name.parent.name, name.stem): entry for name, entry in entries}
+    folder = _class_root(root, set(classes))
     found = {}
     for class_entry in os.scandir(folder):
         if class_entry.is_dir():
@@ -61,12 +147,14 @@ def _class_root(root: Path, classes: set[str]) -> Path:
     return Path(inner[0].path)
 
 
-def read_tensor(file: Path) -> torch.Tensor:
-    """The tensor in a label-map file, `[2, top_k, rows, columns]`, unchecked but for its type.
+def read_tensor(file: Source) -> torch.Tensor:
+    """The tensor of a label map, `[2, top_k, rows, columns]`, unchecked but for its type.
 
     Raises:
         BadSample: the file is too large, truncated, no tensor, or a pickle that would execute code.
     """
+    if isinstance(file, ArchiveEntry):
+        return file.tensor()
     try:
         size = os.stat(file).st_size
         if size > GREATEST_FILE:
@@ -89,7 +177,7 @@ def read_tensor(file: Path) -> torch.Tensor:
     return tensor
 
 
-def label_map_format(file: Path, num_classes: int, axis_order: str) -> LabelMapFormat:
+def label_map_format(file: Source, num_classes: int, axis_order: str) -> LabelMapFormat:
     """The format that `file` has, for all others of its tree to follow."""
     shape = list(read_tensor(file).shape)
     if len(shape) != 4 or shape[0] != 2 or 0 in shape:
@@ -98,7 +186,7 @@ def label_map_format(file: Path, num_classes: int, axis_order: str) -> LabelMapF
     return LabelMapFormat(shape[1], height, width, num_classes, axis_order)
 
 
-def read_label_map(file: Path, expected: LabelMapFormat) -> tuple[np.ndarray, np.ndarray]:
+def read_label_map(file: Source, expected: LabelMapFormat) -> tuple[np.ndarray, np.ndarray]:
     """One checked label map, rows = the image's y.
 
     Returns:

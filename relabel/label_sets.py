@@ -32,6 +32,12 @@ def imagenet_classes() -> dict[str, int]:
     return {name: index for index, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
 
 
+@cache
+def imagenet_names() -> list[str]:
+    """The first name of each of ImageNet-1k's classes."""
+    return [text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions()]
+
+
 def class_indices(folders: Sequence[str], num_classes: int, where: str) -> np.ndarray:
     """The class index that each class folder's name stands for, int64.
 

@@ -1,0 +1,159 @@
+"""Look at label maps, and judge them, before a long training run.
+
+  a folder of images and its label maps (a tree or an archive):
+    python inspect_label_maps.py --images ILSVRC/train --label-maps label_maps
+  a .beton, and whether its axis order is right, by an annotator:
+    python inspect_label_maps.py --beton train.beton --annotator efficientnet-lite0
+
+Leaves in --out one PNG an image (the image, where its best classes are, random crops with their pooled labels) and
+index.html with all of them and the quality report, which is printed too: coverage, how often the single label is the
+pooled map's best or among its five best, entropy, how many images have several labels.
+
+Exit codes: 0 done; 1 bad data, or the axis order is wrong.
+"""
+
+import argparse
+import html
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from ffcv_fields import CropSampler
+from relabel.annotate import LITE0, DenseAnnotator, Preprocessing, annotator_network
+from relabel.errors import BadInput
+from relabel.inspection import Sample, Samples, axis_agreement, quality
+from relabel.label_sets import imagenet_classes, imagenet_names
+from relabel.loading import use_all_cores
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HEAT_MAPS, CROPS = 3, 4
+AXIS_CHECK_IMAGES = 32
+
+
+def main(arguments: argparse.Namespace) -> int:
+    use_all_cores()
+    samples = Samples(arguments.beton or arguments.images, arguments.label_maps or "", arguments.axis_order)
+    names, label_of = class_names(samples, arguments.class_names, arguments.num_classes)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    figures = quality(samples, len(names), label_of, arguments.temperature, arguments.most)
+    single = f"the pooled map's best class in {figures['top_1']:.1f} %, among its five best in {figures['top_5']:.1f} %"
+    several = f"{figures['multi_label']:.1f} % have a second class that is best at a tenth of the places or more"
+    report = [
+        f"label maps of {figures['coverage']:.1f} % of {samples.total:,} images, axis order {samples.axis_order}",
+        f"of {figures['images']:,} looked at: the single label is {single}",
+        f"mean entropy of the pooled target {figures['entropy']:.2f} bits; {several}",
+    ]
+    if figures["entropy"] > 0.8 * np.log2(len(names)):
+        report.append(
+            "the targets are nearly uniform: the scores are small beside the zeros of classes that are not listed; "
+            "train with a data.relabel.temperature under 1, and look at it here with --temperature"
+        )
+    code = 0
+    if arguments.annotator:
+        network, statistics, _ = annotator_network(arguments.annotator, arguments.weights, len(names))
+        size = samples[0].scores.shape[1] * 32
+        as_read, transposed = axis_agreement(
+            samples, DenseAnnotator(network, size), Preprocessing(size, **statistics), AXIS_CHECK_IMAGES
+        )
+        right = as_read >= transposed
+        report.append(
+            f"axis order {'right' if right else 'WRONG'}: an annotator gives the classes listed at each place "
+            f"{as_read:.4f} as the maps are read, {transposed:.4f} with rows and columns exchanged"
+        )
+        code = 0 if right else 1
+    print("\n".join(report))
+
+    chosen = np.linspace(0, len(samples) - 1, min(arguments.count, len(samples))).round().astype(int)
+    pictures = []
+    for number, index in enumerate(chosen):
+        pictures.append(f"{number:03d}.png")
+        draw(samples[int(index)], int(index), names, label_of, arguments.temperature, arguments.out / pictures[-1])
+    (arguments.out / "index.html").write_text(page(report, pictures))
+    print(f"{arguments.out}/index.html: {len(pictures)} images")
+    return code
+
+
+def class_names(samples: Samples, file: str | None, num_classes: int) -> tuple[list[str], np.ndarray]:
+    """The annotator's class names, and its class index of each single label (-1: it has none)."""
+    folders, known = samples.classes, imagenet_classes()
+    if file:
+        names = Path(file).read_text().splitlines()
+    elif num_classes == len(known):
+        names = imagenet_names()
+    else:
+        names = folders if len(folders) == num_classes else [f"class {i}" for i in range(num_classes)]
+    if len(names) == len(known) and any(name in known for name in folders):
+        return names, np.array([known.get(name, -1) for name in folders])
+    return names, np.arange(len(folders)) if len(folders) == len(names) else np.full(len(folders), -1)
+
+
+def draw(sample: Sample, index: int, names: list[str], label_of: np.ndarray, temperature: float, file: Path) -> None:
+    """One PNG: the image, heat maps of its best classes over it, random crops and their pooled labels."""
+    crops = CropSampler(0, flip_prob=0.0)
+    take, _ = crops.compile()
+    width, height = sample.image.size
+    boxes = []
+    for crops.epoch in range(CROPS):
+        y, x, h, w = take(index, height, width)
+        boxes.append((x / width, y / height, (x + w) / width, (y + h) / height))
+    whole = sample.targets(np.array([[0.0, 0, 1, 1]]), len(names), temperature)[0]
+    targets = sample.targets(np.array(boxes), len(names), temperature)
+    figure, axes = plt.subplots(2, 4, figsize=(14, 7.4), layout="constrained")
+    label = names[label_of[sample.label]] if label_of[sample.label] >= 0 else f"label {sample.label}"
+    axes[0, 0].imshow(sample.image)
+    axes[0, 0].set_title(f"{Path(sample.name).name}\nsingle label: {label}", fontsize=9)
+    for axis, best in zip(axes[0, 1:], np.argsort(-whole)[:HEAT_MAPS], strict=True):
+        heat = np.where(sample.classes == best, sample.scores, 0).sum(0)
+        axis.imshow(sample.image)
+        axis.imshow(heat, cmap="inferno", alpha=0.6, extent=(0, width, height, 0), vmin=0, interpolation="nearest")
+        axis.set_title(f"{names[best]}\npooled over the image: {whole[best]:.2f}", fontsize=9)
+    for i, (axis, (x1, y1, x2, y2)) in enumerate(zip(axes[1], boxes, strict=True)):
+        axis.imshow(sample.image.crop((round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height))))
+        best = np.argsort(-targets[i])[:3]
+        axis.set_title("\n".join(f"{names[c]} {targets[i, c]:.2f}" for c in best), fontsize=9, color=f"C{i}")
+        frame = plt.Rectangle(
+            (x1 * width, y1 * height), (x2 - x1) * width, (y2 - y1) * height, fill=False, color=f"C{i}", linewidth=2
+        )
+        axes[0, 0].add_patch(frame)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.savefig(file, dpi=80)
+    plt.close(figure)
+
+
+def page(report: list[str], pictures: list[str]) -> str:
+    """The HTML page."""
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in report)
+    images = "".join(
+        f'<p><img src="{name}" alt="label maps of one image" style="max-width:100%"></p>' for name in pictures
+    )
+    return f"<!doctype html><meta charset='utf-8'><title>Label maps</title><h1>Label maps</h1><ul>{lines}</ul>{images}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", help="folder of images (with --label-maps)")
+    source.add_argument("--beton", help="a .beton with label maps")
+    parser.add_argument("--label-maps", help="the tree or archive of label maps")
+    parser.add_argument("--axis-order", choices=("auto", "xy", "yx"), default="auto", help="of the tree or archive")
+    parser.add_argument("--num-classes", type=int, default=1000, help="classes of the annotator [1000]")
+    parser.add_argument("--class-names", help="file of their names, one a line [ImageNet's, or the folders']")
+    parser.add_argument("--annotator", help=f"check the axis order by this network: timm/NAME, {LITE0}, ...")
+    parser.add_argument("--weights", default="published", help="its checkpoint [published]")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the pooled labels [1]")
+    parser.add_argument("--count", type=int, default=12, help="pictures [12]")
+    parser.add_argument("--most", type=int, default=5000, help="images in the report [5000]")
+    parser.add_argument("--out", type=Path, default=Path("runs/label_maps"), help="folder [runs/label_maps]")
+    arguments = parser.parse_args()
+    if bool(arguments.images) != bool(arguments.label_maps):
+        parser.error("--images and --label-maps go together")
+    try:
+        sys.exit(main(arguments))
+    except (BadInput, OSError) as error:
+        sys.exit(f"inspect_label_maps.py: {error}")
