@@ -44,11 +44,12 @@ from ffcv_fields import (
 )
 from relabel import distributed
 from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, augment, cutmix, smooth, soft_cross_entropy
+from relabel.beton import labels_of
 from relabel.errors import BadInput
 from relabel.evaluate import evaluate
 from relabel.file_list import cleaned_labels
 from relabel.label_sets import read_multilabels
-from relabel.loading import Loader, labels_of, packed_once, use_all_cores
+from relabel.loading import Loader, packed_once, use_all_cores
 from relabel.models import build_model, load_weights
 from relabel.optim import build_optimizer, image_size, learning_rate
 from relabel.run_folder import Run, RunFolder, seed_of

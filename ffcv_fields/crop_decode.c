@@ -33,6 +33,7 @@ enum { OK = 0, BAD_JPEG = 1, BAD_SIZE = 2 };
 #define WEIGHT_BITS 8      // vertical: weights of one output row sum to 256, so that a row of sums fits 16 bits
 #define TAP_BITS 14        // horizontal: weights of one output column sum to 2^14
 #define GREATEST_SIDE 65500  // libjpeg's
+#define GREATEST_MEMORY (1L << 30)  // bytes, for the coefficients of a progressive JPEG that claims to be huge
 
 typedef struct {
   struct jpeg_error_mgr manager;
@@ -280,19 +281,38 @@ typedef struct {
 
 static _Thread_local Decompressor decompressor;  // made once a thread
 
+static int make_decompressor(Decompressor *d) {
+  if (d->ready) return 1;
+  d->info.err = jpeg_std_error(&d->error.manager);
+  d->error.manager.error_exit = leave_on_error;
+  d->error.manager.output_message = say_nothing;
+  d->error.manager.emit_message = say_no_level;
+  if (setjmp(d->error.leave)) return 0;
+  jpeg_create_decompress(&d->info);
+  d->info.mem->max_memory_to_use = GREATEST_MEMORY;
+  return d->ready = 1;
+}
+
+// Whether a JPEG's header says height x width, for decoders that trust it. Returns OK, BAD_JPEG or BAD_SIZE.
+int64_t jpeg_has_size(int64_t source, int64_t bytes, int64_t height, int64_t width) {
+  Decompressor *d = &decompressor;
+  if (!make_decompressor(d)) return BAD_JPEG;
+  if (setjmp(d->error.leave)) {
+    jpeg_abort_decompress(&d->info);
+    return BAD_JPEG;
+  }
+  jpeg_mem_src(&d->info, (const uint8_t *)source, (size_t)bytes);
+  jpeg_read_header(&d->info, TRUE);
+  int same = d->info.image_width == (JDIMENSION)width && d->info.image_height == (JDIMENSION)height;
+  jpeg_abort_decompress(&d->info);
+  return same ? OK : BAD_SIZE;
+}
+
 static int decode_jpeg(const uint8_t *source, size_t bytes, int height, int width, int y, int x, int h, int w,
                        Resizer *r, int size, int flip, void *out, const float *normalize, uint8_t *memory) {
   Decompressor *d = &decompressor;
   struct jpeg_decompress_struct *info = &d->info;
-  if (!d->ready) {
-    info->err = jpeg_std_error(&d->error.manager);
-    d->error.manager.error_exit = leave_on_error;
-    d->error.manager.output_message = say_nothing;
-    d->error.manager.emit_message = say_no_level;
-    if (setjmp(d->error.leave)) return BAD_JPEG;
-    jpeg_create_decompress(info);
-    d->ready = 1;
-  }
+  if (!make_decompressor(d)) return BAD_JPEG;
   if (setjmp(d->error.leave)) {
     jpeg_abort_decompress(info);
     return BAD_JPEG;

@@ -23,6 +23,8 @@ from .crops import CropSampler
 _library = ctypes.CDLL(_crop_decode.__file__)
 _crop_decode_c = _library.crop_decode
 _crop_decode_c.argtypes, _crop_decode_c.restype = 14 * [ctypes.c_int64], ctypes.c_int64
+_jpeg_has_size_c = _library.jpeg_has_size
+_jpeg_has_size_c.argtypes, _jpeg_has_size_c.restype = 4 * [ctypes.c_int64], ctypes.c_int64
 _scratch_bytes_c = _library.crop_decode_scratch_bytes
 _scratch_bytes_c.argtypes, _scratch_bytes_c.restype = 2 * [ctypes.c_int64], ctypes.c_int64
 
@@ -100,6 +102,8 @@ def _decode_fast(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, norma
 def _decode_exact(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, normalize, out, scratch):
     pixels, size = scratch, out.shape[0]
     if is_jpeg:
+        if _jpeg_has_size_c(source, nbytes, height, width) != 0:  # FFCV would scale it
+            return 1
         if ctypes_imdecode(source, nbytes, height, width, pixels, height, width, 0, 0, 1, 1, False, False):
             return 1
     elif nbytes != height * width * 3:

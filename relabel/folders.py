@@ -13,11 +13,12 @@ from torchvision.transforms import v2
 
 from ffcv_fields import CenterCropDecoder
 
+from .beton import labels_of
 from .distributed import Processes
 from .errors import BadInput
 from .file_list import file_list_of, read_file_list
 from .label_sets import class_indices
-from .loading import Loader, labels_of
+from .loading import Loader
 from .order import share_of
 
 

@@ -14,10 +14,10 @@ from ffcv_fields import label_pooling
 from ffcv_fields.label_map import pack_label_map, unpack_label_map
 
 from .annotate import DenseAnnotator, Preprocessing
+from .beton import read_header
 from .errors import BadInput
 from .file_list import file_list_of, find_images, read_file_list
 from .label_map_files import axis_order_of, find_label_maps, label_map_format, read_label_map
-from .loading import read_header
 
 MULTI_LABEL_SHARE = 0.1  # of the places that a second class must be best at
 

@@ -14,16 +14,13 @@ from queue import Full
 import numba
 import numpy as np
 import torch
-from ffcv.fields import RGBImageField
-from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.loader import Loader as FFCVLoader
 from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 from ffcv.pipeline.compiler import Compiler
-from ffcv.reader import Reader
-from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType
 
-from ffcv_fields import CropSampler, LabelMapField
+from ffcv_fields import CropSampler
 
+from .beton import CUSTOM_FIELDS, read_header
 from .distributed import started_by_torchrun
 from .errors import BadInput
 from .order import near_sequential_order, random_order, share_of
@@ -40,45 +37,6 @@ def use_all_cores(processes: int = 1) -> None:
     cores = max(1, numba.config.NUMBA_NUM_THREADS // processes)
     numba.set_num_threads(cores)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
-
-
-CUSTOM_FIELDS = {"label_map": LabelMapField}
-GREATEST_FIELDS = 8  # ours have two or three
-
-
-def read_header(path: str) -> Reader:
-    """The checked header of a `.beton`: `num_samples`, `field_names`, `handlers`, `metadata`.
-
-    Raises:
-        BadInput: the file is missing, no `.beton`, truncated, or its label maps do not fit their field.
-    """
-    if not Path(path).is_file():
-        raise BadInput(f"{path}: no such file; write it with write_datasets.py")
-    header, size = np.fromfile(path, HeaderType, count=1), Path(path).stat().st_size
-    if (
-        len(header) == 0
-        or header["version"][0] != CURRENT_VERSION
-        or not 1 <= header["num_fields"][0] <= GREATEST_FIELDS
-    ):
-        raise BadInput(f"{path}: not a .beton file of version {CURRENT_VERSION}; write it with write_datasets.py")
-    if max(header["num_samples"][0], header["alloc_table_ptr"][0]) > size:
-        raise BadInput(f"{path}: truncated or damaged; write it again with write_datasets.py")
-    try:
-        reader = Reader(path, CUSTOM_FIELDS if _has_label_map(path) else {})
-    except (IndexError, KeyError, UnicodeDecodeError, MemoryError) as error:
-        raise BadInput(f"{path}: damaged ({error}); write it again with write_datasets.py") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: {error}") from None
-    if len(reader.metadata) != reader.num_samples:
-        raise BadInput(f"{path}: truncated; write it again with write_datasets.py")
-    _check_data(path, reader)
-    return reader
-
-
-def labels_of(path: str) -> np.ndarray:
-    """The single labels of a `.beton`, int64 `[num_samples]`; raises as `read_header`."""
-    header = read_header(path)
-    return header.metadata[f"f{header.field_names.index('label')}"].copy()
 
 
 def packed_once(split: str, path: str, data_path: str, label_map_dir: str) -> str:
@@ -106,37 +64,6 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str) -> st
     if subprocess.run([*command, *(f"--cfg.{name}={value}" for name, value in settings.items())]).returncode:
         raise BadInput(f"{data_path}/{split} could not be packed; the message above says why")
     return path
-
-
-def _has_label_map(path: str) -> bool:
-    # Reader refuses custom fields that it was not told of, and complains of ones that are not there.
-    with open(path, "rb") as file:
-        return b"label_map\0" in file.read(HeaderType.itemsize + GREATEST_FIELDS * FieldDescType.itemsize)
-
-
-def _check_data(path, reader):
-    """Every image and label map must be in the allocation table, whole in the file, with the bytes it must have."""
-    table = np.sort(reader.alloc_table, order="ptr")
-    starts, sizes = table["ptr"], table["size"]
-    end = Path(path).stat().st_size
-    for name, handler in reader.handlers.items():
-        field = reader.metadata[f"f{reader.field_names.index(name)}"]
-        if isinstance(handler, LabelMapField):
-            field = field[field["present"] == 1]
-            exact = np.full(len(field), handler.nbytes, np.uint64)
-        elif isinstance(handler, RGBImageField):
-            pixels = field["height"].astype(np.uint64) * field["width"] * 3
-            exact = np.where(field["mode"] == IMAGE_MODES["raw"], pixels, 0)  # 0: a JPEG may have any size
-        else:
-            continue
-        if len(field) == 0:
-            continue
-        at = np.minimum(np.searchsorted(starts, field["data_ptr"]), max(len(table) - 1, 0))
-        good = len(table) > 0 and (starts[at] == field["data_ptr"]) & ((exact == 0) | (sizes[at] == exact))
-        if not np.all(good) or int((starts[at] + sizes[at]).max()) > end:
-            raise BadInput(
-                f"{path}: the data of field {name!r} is not where the file says: truncated or damaged; write it again"
-            )
 
 
 class Loader(FFCVLoader):

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 
 from relabel.annotate import LITE0, DenseAnnotator, Preprocessing, annotator_network, label_maps
+from relabel.beton import read_header
 from relabel.errors import BadInput, BadSample
 from relabel.inspection import Samples, axis_agreement, quality
 from relabel.label_map_files import axis_order_of, find_label_maps, read_tensor
 from relabel.label_sets import imagenet_names
-from relabel.loading import read_header
 from relabel.models import build_model
 
 

@@ -11,8 +11,9 @@ from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
 from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder
+from relabel.beton import read_header
 from relabel.errors import BadInput
-from relabel.loading import Loader, read_header
+from relabel.loading import Loader
 from relabel.order import WINDOW, near_sequential_order
 
 

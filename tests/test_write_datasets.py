@@ -16,8 +16,8 @@ from PIL import Image
 
 import write_datasets
 from ffcv_fields.label_map import unpack_label_map
+from relabel.beton import read_header
 from relabel.errors import BadInput
-from relabel.loading import read_header
 
 
 def write(images, path, **settings):
