@@ -10,6 +10,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -279,7 +280,13 @@ typedef struct {
   int ready;
 } Decompressor;
 
-static _Thread_local Decompressor decompressor;  // made once a thread
+// Made once a thread, freed when the thread ends: every epoch has threads of its own.
+static _Thread_local Decompressor decompressor;
+static pthread_key_t at_thread_end;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void free_decompressor(void *d) { jpeg_destroy_decompress(&((Decompressor *)d)->info); }
+static void make_key(void) { pthread_key_create(&at_thread_end, free_decompressor); }
 
 static int make_decompressor(Decompressor *d) {
   if (d->ready) return 1;
@@ -290,6 +297,8 @@ static int make_decompressor(Decompressor *d) {
   if (setjmp(d->error.leave)) return 0;
   jpeg_create_decompress(&d->info);
   d->info.mem->max_memory_to_use = GREATEST_MEMORY;
+  pthread_once(&once, make_key);
+  pthread_setspecific(at_thread_end, d);
   return d->ready = 1;
 }
 

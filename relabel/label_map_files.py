@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,21 @@ def find_label_maps(root: Path, classes: list[str]) -> dict[tuple[str, str], Sou
         entries = ((Path(name), ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files))
         return {(name.parent.name, name.stem): entry for name, entry in entries}
     folder = _class_root(root, set(classes))
-    found = {}
+    found, inside = {}, f"{os.path.realpath(folder)}/"
     for class_entry in os.scandir(folder):
         if class_entry.is_dir():
+            _refuse_link(class_entry, inside)
             for entry in os.scandir(class_entry.path):
                 stem, suffix = os.path.splitext(entry.name)
                 if suffix in SUFFIXES:
+                    _refuse_link(entry, inside)
                     found[class_entry.name, stem] = Path(entry.path)
     return found
+
+
+def _refuse_link(entry, inside):
+    if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
+        raise BadSample(Path(entry.path), f"is a link out of {inside}; copy what it points to")
 
 
 def _class_root(root: Path, classes: set[str]) -> Path:
@@ -157,6 +165,9 @@ def read_tensor(file: Source) -> torch.Tensor:
         return file.tensor()
     try:
         size = os.stat(file).st_size
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                size = max(size, sum(entry.file_size for entry in archive.infolist()))
         if size > GREATEST_FILE:
             raise BadSample(file, f"has {size:,} bytes, more than any label map ({GREATEST_FILE:,})")
         tensor = torch.load(file, map_location="cpu", weights_only=True)
@@ -169,9 +180,12 @@ def read_tensor(file: Source) -> torch.Tensor:
         raise BadSample(file, "is not a readable label map (damaged, or not written by torch.save)") from None
     except FileNotFoundError:
         raise BadSample(file, "does not exist") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+            MemoryError, zipfile.BadZipFile) as error:  # fmt: skip
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise BadSample(file, f"cannot be read ({what}); is it truncated?") from None
+    if isinstance(tensor, torch.Tensor) and tensor.numel() * 4 > GREATEST_FILE:
+        raise BadSample(file, f"holds {list(tensor.shape)} numbers, more than any label map")
     if type(tensor) is not torch.Tensor or tensor.layout != torch.strided:
         raise BadSample(file, f"holds a {type(tensor).__name__}, not a tensor [2, top_k, height, width]")
     return tensor

@@ -98,6 +98,7 @@ def write_beton(
     writer = DatasetWriter(str(temporary), fields, page_size=PAGE_SIZE, num_workers=num_workers)
     writer.num_samples = len(samples)
     writer.prepare()
+    writer.metadata_sm.unlink()  # it lives on in the processes that have it, and ends with them, however they end
     try:
         packed, allocations = _run_workers(writer, samples, load, note, chunk_size, skip_bad)
         packed.kept = _finish(writer, allocations, [bad_index for bad_index, _ in packed.skipped])
@@ -106,7 +107,6 @@ def write_beton(
         _sync_folder(path.parent)
     finally:
         writer.metadata_sm.close()
-        writer.metadata_sm.unlink()
         temporary.unlink(missing_ok=True)
     return packed
 

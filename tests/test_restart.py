@@ -4,10 +4,10 @@ import os
 import signal
 import time
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Command, run, write_images, write_label_maps
+from faults import training_rounds
 from test_train import log_of, weights
 
 from relabel.errors import BadInput
@@ -17,10 +17,8 @@ from relabel.watch import STOPPED
 EPOCHS, STEPS = 3, 12
 
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
+def training_arguments(root):
     """A training of 36 steps with everything that has a state: dropout, momentum, average, CutMix, jitter."""
-    root = tmp_path_factory.mktemp("restart")
     files = write_images(root / "images", 96)
     write_label_maps(root / "maps", files)
     for split, more in (("train", [f"--cfg.label_map_dir={root}/maps", "--cfg.axis_order=yx"]), ("val", [])):
@@ -36,6 +34,11 @@ def arguments(tmp_path_factory):
         "--data.cutmix.off_epoch=1", "--data.color_jitter=0.4", "--logging.checkpoint_minutes=0.0001",
         "--validation.every=1", "--resume=auto",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    return training_arguments(tmp_path_factory.mktemp("restart"))
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +69,7 @@ def wait_for_steps(folder, count, process):
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(arguments, uninterrupted, tmp_path):
-    folder, rng, kills = tmp_path / "killed", np.random.default_rng(0), 0
-    for at in (5, 17, 30):
-        process = Command(*arguments, f"--logging.folder={folder}")
-        wait_for_steps(folder, at, process)
-        time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        kills += process.wait().returncode == -signal.SIGKILL
-    assert kills >= 2
-    last = run(*arguments, f"--logging.folder={folder}")
-    assert last.returncode == 0, last.stderr
-    same_in_the_end(folder, uninterrupted)
+    assert training_rounds(arguments, uninterrupted, tmp_path / "killed", rounds=3, seed=0) >= 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,132 @@
+"""Processes killed at random moments, again and again: what is left must be whole or not there, and a rerun succeeds.
+
+    python tests/faults.py --conversions 50 --trainings 20
+
+The tests run a few rounds of each; this is the long form. Prints how many rounds were interrupted and that all held.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+IMAGES = 200  # of a conversion
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [p for child in map(int, children) for p in (child, *descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
+    """Conversions of which the parent or a worker is killed at a random moment. Returns counts of how they ended.
+
+    Each round: the file is complete or not there, no process and no shared memory is left; at the end a run that is
+    not disturbed succeeds.
+    """
+    from conftest import ROOT, run
+    from PIL import Image
+
+    from relabel.beton import read_header
+
+    noise = np.random.default_rng(0).integers(0, 255, (600, 800, 3), dtype=np.uint8)
+    (folder / "images" / "a").mkdir(parents=True)
+    for i in range(IMAGES):
+        Image.fromarray(noise).save(folder / "images" / "a" / f"{i}.jpg")
+    path, rng = folder / "t.beton", np.random.default_rng(seed)
+    arguments = ["write_datasets.py", f"--cfg.data_dir={folder}/images", f"--cfg.write_path={path}",
+                 "--cfg.num_workers=2", "--cfg.chunk_size=1", "--cfg.overwrite=yes"]  # fmt: skip
+    growing, counts = path.with_name("t.beton.part"), {"parent killed": 0, "worker killed": 0, "finished before": 0}
+    for number in range(rounds):
+        path.unlink(missing_ok=True)
+        growing.unlink(missing_ok=True)
+        shared = set(os.listdir("/dev/shm"))
+        # A process of its own, not a fork of the tests': that would share their tracker of shared memory.
+        process = subprocess.Popen([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], stdout=-3, stderr=-3)
+        while process.poll() is None and not growing.exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.5))
+        below = descendants(process.pid)
+        victim = process.pid if number % 2 == 0 or not below else int(rng.choice(below))
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        code = process.wait(60)
+        kind = "parent killed" if code == -signal.SIGKILL else "worker killed" if code else "finished before"
+        counts[kind] += 1
+        if code == 0:
+            assert path.exists()
+        if path.exists():
+            assert read_header(str(path)).num_samples == IMAGES
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and (any(map(alive, below)) or set(os.listdir("/dev/shm")) - shared):
+            time.sleep(0.05)
+        assert not any(map(alive, below)), "processes are left"
+        left = set(os.listdir("/dev/shm")) - shared
+        assert not left, f"shared memory is left: {left}, {kind}"
+    assert run(*arguments).returncode == 0 and read_header(str(path)).num_samples == IMAGES
+    assert not growing.exists()
+    return counts
+
+
+def training_rounds(arguments: list[str], whole: Path, folder: Path, rounds: int, seed: int) -> int:
+    """One training, killed `rounds` times at random moments and gone on with; it must end as `whole` did.
+
+    Returns how often it was killed before it was done.
+    """
+    from conftest import Command, run
+    from test_restart import EPOCHS, STEPS, same_in_the_end, wait_for_steps
+
+    rng, kills = np.random.default_rng(seed), 0
+    moments = np.sort(rng.uniform(0, EPOCHS * STEPS - 1, rounds)).astype(int)
+    for at in moments:
+        process = Command(*arguments, f"--logging.folder={folder}")
+        wait_for_steps(folder, max(1, at), process)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        kills += process.wait().returncode == -signal.SIGKILL
+    last = run(*arguments, f"--logging.folder={folder}")
+    assert last.returncode == 0, last.stderr
+    same_in_the_end(folder, whole)
+    return kills
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conversions", type=int, default=50, help="rounds")
+    parser.add_argument("--trainings", type=int, default=20, help="rounds")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        from conftest import run
+        from test_restart import training_arguments
+
+        if options.conversions:
+            print("conversions:", conversion_rounds(Path(temporary), options.conversions, options.seed), flush=True)
+        if options.trainings:
+            settings = training_arguments(Path(temporary) / "data")
+            assert run(*settings, f"--logging.folder={temporary}/whole").returncode == 0
+            killed = training_rounds(
+                settings, Path(temporary) / "whole", Path(temporary) / "killed", options.trainings, options.seed
+            )
+            print(
+                f"training: killed {killed} times in {options.trainings} rounds; weights equal to an undisturbed run's"
+            )
