@@ -66,7 +66,8 @@ def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1.5))
         below = descendants(process.pid)
-        victim = process.pid if number % 2 == 0 or not below else int(rng.choice(below))
+        workers = [p for p in below if b"resource_tracker" not in Path(f"/proc/{p}/cmdline").read_bytes()]
+        victim = process.pid if number % 2 == 0 or not workers else int(rng.choice(workers))
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         code = process.wait(60)
