@@ -66,7 +66,7 @@ def _check_header(path):
         raise _damaged(path, f"{count} samples, pages of {page} bytes")
     fields = np.fromfile(path, FieldDescType, count=int(header["num_fields"]), offset=HeaderType.itemsize)
     names = [bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"]]
-    if len(names) != header["num_fields"] or len(set(names)) != len(names) or not {"image", "label"} <= set(names):
+    if len(names) != header["num_fields"] or len(set(names)) != len(names) or "label" not in names:
         raise _damaged(path, f"its fields are {', '.join(names)}")
     for name, type_id in zip(names, fields["type_id"], strict=True):
         if name not in FIELDS or TYPE_ID_HANDLER.get(int(type_id), "unknown") is not FIELDS[name]:

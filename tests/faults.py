@@ -37,6 +37,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def shared_memory() -> set[str]:
+    """The names of Python's shared memory on this machine."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
 def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     """Conversions of which the parent or a worker is killed at a random moment. Returns counts of how they ended.
 
@@ -59,7 +64,7 @@ def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     for number in range(rounds):
         path.unlink(missing_ok=True)
         growing.unlink(missing_ok=True)
-        shared = set(os.listdir("/dev/shm"))
+        shared = shared_memory()
         # A process of its own, not a fork of the tests': that would share their tracker of shared memory.
         process = subprocess.Popen([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], stdout=-3, stderr=-3)
         while process.poll() is None and not growing.exists():
@@ -78,10 +83,10 @@ def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
         if path.exists():
             assert read_header(str(path)).num_samples == IMAGES
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and (any(map(alive, below)) or set(os.listdir("/dev/shm")) - shared):
+        while time.monotonic() < deadline and (any(map(alive, below)) or shared_memory() - shared):
             time.sleep(0.05)
         assert not any(map(alive, below)), "processes are left"
-        left = set(os.listdir("/dev/shm")) - shared
+        left = shared_memory() - shared
         assert not left, f"shared memory is left: {left}, {kind}"
     assert run(*arguments).returncode == 0 and read_header(str(path)).num_samples == IMAGES
     assert not growing.exists()

@@ -206,21 +206,25 @@ loader = Loader({path!r}, num_classes=8, order="random", num_workers=2, crops=cr
 def use():
     memory = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
     return memory, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-for epoch in range(200):
+for epoch in range(500):
     image.output_size = 32 + 8 * (epoch % 9)
     for number, (_, labels, maps, boxes) in enumerate(loader.epoch(epoch)):
         label_pooling(maps, boxes, 8, labels.view(-1))
         if epoch % 7 == 0 and number == 1:
             break  # some epochs are left early
-    if epoch == 60:
+    if epoch == 100:
         before = use()
 print(*before, *use())
 """
 
 
-def test_two_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
+def test_five_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
     script = SOAK.format(root=str(ROOT), path=str(beton))
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    # Few arenas: what malloc holds for threads that came and went is not what is looked for.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert result.returncode == 0, result.stderr
     memory, threads, files, memory_after, threads_after, files_after = map(float, result.stdout.split())
     assert (threads_after, files_after) == (threads, files)
