@@ -6,8 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, write_images
 from test_train import log_of, small, weights  # noqa: F401  (a fixture)
+
+from relabel.inspection import Samples
+from relabel.models import build_model
 
 
 def train(small, folder, processes, *more):  # noqa: F811
@@ -57,3 +61,25 @@ def test_a_run_goes_on_with_another_number_of_processes(small, tmp_path):  # noq
 def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):  # noqa: F811
     result = train(small, tmp_path / "run", 2, "--optim.batch_size=33")
     assert result.returncode == 1 and "not divisible by 2 processes" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["maps", "maps.npy"])
+def test_two_processes_write_the_label_maps_of_one(tmp_path, name):
+    write_images(tmp_path / "images", 13)
+    torch.manual_seed(0)
+    torch.save(build_model("resnet18", 8).state_dict(), tmp_path / "net.pth")
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        (tmp_path / str(processes)).mkdir()
+        result = subprocess.run(
+            [sys.executable, *launch, str(ROOT / "generate_label_maps.py"), f"--data.data_dir={tmp_path}/images",
+             f"--maps.path={tmp_path}/{processes}/{name}", "--model.arch=resnet18",
+             f"--model.weights={tmp_path}/net.pth",
+             "--model.num_classes=8", "--data.num_workers=0", "--maps.size=5"],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    one, two = (Samples(str(tmp_path / "images"), str(tmp_path / str(processes) / name)) for processes in (1, 2))
+    assert len(one) == len(two) == 13
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-3)
