@@ -80,7 +80,7 @@ def _check_header(path):
 
 
 def _check_allocations(path, reader):
-    """Each piece of data has its own place, in one page, before the allocation table. Returns starts and sizes, sorted."""
+    """Each piece of data has its own place, in one page, before the allocation table. Returns sorted starts, sizes."""
     table = reader.alloc_table
     starts, sizes, page = table["ptr"], table["size"], int(reader.page_size)
     end = np.uint64(int(reader.header["alloc_table_ptr"]))
