@@ -117,7 +117,6 @@ class Loader(FFCVLoader):
         self.crops = crops
         if labels is not None:
             self._replace_labels(labels)
-        self._torch_threads = threads
         torch.set_num_threads(threads)
 
     def _check(self, path, num_classes, pipelines):
@@ -154,7 +153,6 @@ class Loader(FFCVLoader):
         if self.crops is not None:
             self.crops.epoch = epoch
         iterator = _EpochIterator(self, self.order_of(epoch)[first_batch * self.batch_size :])
-        torch.set_num_threads(self._torch_threads)
         try:
             yield from iterator
         finally:
@@ -187,7 +185,10 @@ class _EpochIterator(EpochIterator):
 
     def run(self) -> None:
         try:
-            Compiler.set_num_threads(self.loader.num_workers)
+            # Not Compiler.set_num_threads: that sets torch's threads too, MKL's for the whole process, at a moment
+            # that no one knows; sums would then depend on it.
+            Compiler.num_threads = self.loader.num_workers
+            numba.set_num_threads(self.loader.num_workers)
             self._make_batches()
             self._put(None)
         except BaseException as error:
