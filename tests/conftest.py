@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["NUMBA_NUM_THREADS"] = "8"  # more workers than cores, on any machine
+os.environ["OMP_NUM_THREADS"] = "1"  # torch's: several test processes whose OpenMP threads spin would starve each other
 
 import numpy as np
 import pytest
