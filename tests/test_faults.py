@@ -206,7 +206,7 @@ loader = Loader({path!r}, num_classes=8, order="random", num_workers=2, crops=cr
 def use():
     memory = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
     return memory, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-for epoch in range(500):
+for epoch in range(1500):
     image.output_size = 32 + 8 * (epoch % 9)
     for number, (_, labels, maps, boxes) in enumerate(loader.epoch(epoch)):
         label_pooling(maps, boxes, 8, labels.view(-1))
@@ -218,7 +218,7 @@ print(*before, *use())
 """
 
 
-def test_five_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
+def test_fifteen_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
     script = SOAK.format(root=str(ROOT), path=str(beton))
     # Few arenas: what malloc holds for threads that came and went is not what is looked for.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
@@ -228,7 +228,8 @@ def test_five_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
     assert result.returncode == 0, result.stderr
     memory, threads, files, memory_after, threads_after, files_after = map(float, result.stdout.split())
     assert (threads_after, files_after) == (threads, files)
-    assert memory_after - memory < 8, (memory, memory_after)  # MiB
+    # In MiB: a step of 10 is seen once on a busy machine; the leak that this found was 48 KB an epoch, 66 in all.
+    assert memory_after - memory < 24, (memory, memory_after)
 
 
 def test_a_loader_that_runs_out_of_memory_says_so_within_seconds(beton):
