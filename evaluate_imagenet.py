@@ -33,6 +33,7 @@ from relabel.folders import images_of
 from relabel.label_sets import ALEXNET_ERRORS, read_multilabel_records, read_real
 from relabel.loading import use_all_cores
 from relabel.models import build_model, load_weights, published_model
+from relabel.precision import precision_of
 from relabel.settings import Choice, Flag, Number, load_settings, resolved
 
 V2_VARIANTS = ("matched-frequency", "threshold0.7", "top-images")
@@ -136,8 +137,7 @@ def make_tools(model, processes, num_classes, size, crop_ratio, batch_size, num_
     """Functions that open a set of images and that run the model over one."""
     common = {"batch_size": batch_size, "num_workers": num_workers, "processes": processes}
     open_set = partial(images_of, num_classes=num_classes, size=size, crop_ratio=crop_ratio, **common)
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    autocast = partial(torch.autocast, processes.device.type, dtype, enabled=dtype is not None)
+    _, autocast = precision_of(precision, processes.device)
     look = partial(predict, model, device=processes.device, autocast=autocast, flip_average=flip_average)
     return open_set, look
 

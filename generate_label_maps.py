@@ -33,10 +33,12 @@ from tqdm import tqdm
 from ffcv_fields.label_map import pack_label_map
 from relabel import distributed
 from relabel.annotate import DenseAnnotator, Preprocessing, annotator_network, label_maps
+from relabel.atomic import write_text
 from relabel.errors import BadInput
 from relabel.file_list import find_images
 from relabel.label_map_files import manifest_of, open_archive, write_label_map
 from relabel.loading import use_all_cores
+from relabel.precision import precision_of
 from relabel.settings import Choice, Number, load_settings, resolved
 
 Section("model", "the annotator").params(
@@ -118,9 +120,7 @@ def main(config) -> None:
 @param("compute.precision")
 def annotate(annotator, preprocessing, files, indices, store, device, top_k, size, batch_size, num_workers, precision):
     """Write the maps of `files`; returns the share of the time that the network took."""
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    _, autocast = precision_of(precision, device)
     loader = DataLoader(
         Images(files, preprocessing), batch_size, num_workers=num_workers, pin_memory=device.type == "cuda"
     )
@@ -128,7 +128,7 @@ def annotate(annotator, preprocessing, files, indices, store, device, top_k, siz
     with tqdm(total=len(files), unit=" images", desc="label maps", disable=distributed.quiet()) as progress:
         for images in loader:
             asked = time.perf_counter()
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with autocast():
                 found = label_maps(annotator, preprocessing.normalize(images.to(device)), top_k, size)
             scores, classes = (part.cpu().numpy() for part in found)
             in_network += time.perf_counter() - asked
@@ -218,9 +218,7 @@ def keep_manifest(file, manifest):
             if there.get(key) != manifest[key]:
                 raise BadInput(f"{file}: the maps there have another {key}; use another maps.path, or delete them")
         return
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(manifest, indent=1))
-    os.replace(temporary, file)
+    write_text(file, json.dumps(manifest, indent=1))
 
 
 if __name__ == "__main__":

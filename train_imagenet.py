@@ -52,6 +52,7 @@ from relabel.label_sets import read_multilabels
 from relabel.loading import Loader, packed_once, use_all_cores
 from relabel.models import build_model, load_weights
 from relabel.optim import build_optimizer, image_size, learning_rate
+from relabel.precision import precision_of
 from relabel.run_folder import Run, RunFolder, seed_of
 from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, load_settings, resolved
 from relabel.watch import StopSignals, Watch, summary
@@ -358,11 +359,8 @@ def make_run(
 @param("compute.precision")
 def mixed_precision(device, precision):
     """The images' dtype, the context of a forward pass, and the scaler of its loss (for fp16; else it does nothing)."""
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    autocast = partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
-    return dtype or torch.float32, autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    dtype, autocast = precision_of(precision, device)
+    return dtype, autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 # --- one epoch ------------------------------------------------------------------------------------------------

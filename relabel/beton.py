@@ -47,8 +47,12 @@ def read_header(path: str) -> Reader:
 
 def labels_of(path: str) -> np.ndarray:
     """The single labels of a `.beton`, int64 `[num_samples]`; raises as `read_header`."""
-    header = read_header(path)
-    return header.metadata[f"f{header.field_names.index('label')}"].copy()
+    return column(read_header(path), "label").copy()
+
+
+def column(header: Reader, name: str) -> np.ndarray:
+    """A field's metadata, one entry a sample."""
+    return header.metadata[f"f{header.field_names.index(name)}"]
 
 
 def _damaged(path, what):
@@ -99,7 +103,7 @@ def _check_allocations(path, reader):
 
 def _check_field(path, reader, name, handler, starts, sizes):
     """Every image and label map must be in the allocation table, with the bytes that it must have."""
-    field = reader.metadata[f"f{reader.field_names.index(name)}"]
+    field = column(reader, name)
     if isinstance(handler, LabelMapField):
         if handler.nbytes > reader.page_size or (field["present"] > 1).any():
             raise _damaged(

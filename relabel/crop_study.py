@@ -9,12 +9,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 
-from ffcv_fields import CropSampler, label_pooling
-from ffcv_fields.label_map import pack_label_map
+from ffcv_fields import CropSampler
 
 from . import scenes
+from .inspection import pool_one
 from .label_map_files import read_tensor
 
 matplotlib.use("Agg")
@@ -61,14 +60,13 @@ def study(data: Path, seed: int = 0) -> dict[str, np.ndarray]:
         objects = np.array([(x, y, x + side, y + side) for _, y, x, side in entries], float)
         iou, share = overlaps(crops, objects)
         scores, indices = read_tensor((data / "label_maps" / file).with_suffix(".pt")).numpy()
-        label_map = torch.from_numpy(pack_label_map(scores, indices.astype(np.int64), "float16"))
-        boxes = torch.from_numpy((crops / scenes.CANVAS).astype(np.float32))
-        pooled = label_pooling(label_map.expand(CROPS, *label_map.shape).contiguous(), boxes, len(scenes.CLASSES))
+        boxes, num_classes = crops / scenes.CANVAS, len(scenes.CLASSES)
+        pooled = pool_one(scores, indices.astype(np.int64), boxes, num_classes, "float16")
         inside = share >= INSIDE
         found["iou"].append(iou[:, 0])
         found["empty"].append(~inside.any(1))
         found["single_right"].append((inside & (classes == classes[0])).any(1))
-        found["pooled_right"].append((inside & (classes == pooled.argmax(1).numpy()[:, None])).any(1))
+        found["pooled_right"].append((inside & (classes == pooled.argmax(1)[:, None])).any(1))
     return {name: np.concatenate(values) for name, values in found.items()}
 
 

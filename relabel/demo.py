@@ -96,6 +96,12 @@ def train(data: Path, run: Path, seed: int, *settings: str) -> None:
     )  # fmt: skip
 
 
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error (nan for one value)."""
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), error
+
+
 def make_table(runs: dict[tuple[str, int], Path], seeds: list[int]) -> str:
     """Markdown: accuracy by row, mean and, with several seeds, standard error; training speed."""
     lines = [
@@ -107,9 +113,8 @@ def make_table(runs: dict[tuple[str, int], Path], seeds: list[int]) -> str:
         logs = [read_log(runs[row, seed]) for seed in seeds]
         cells = []
         for key in ("top_1", "multilabel"):
-            values = np.array([log[-1][key] for log in logs])
-            error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{error}")
+            mean, error = mean_and_error([log[-1][key] for log in logs])
+            cells.append(f"{mean:.1f} ± {error:.1f}" if len(logs) > 1 else f"{mean:.1f}")
         speed = np.median([line["images_per_second"] for log in logs for line in log[1:]])
         lines.append(f"| {row} | {' | '.join(cells)} | {speed:,.0f} |")
     return "\n".join(lines) + "\n"

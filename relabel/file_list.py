@@ -13,6 +13,7 @@ import numpy as np
 
 from ffcv_fields.label_map import MAX_CLASSES
 
+from .atomic import write_text
 from .errors import BadInput, BadSample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -42,10 +43,7 @@ def file_list_of(beton: str | Path) -> Path:
 
 def write_file_list(beton: Path, classes: Sequence[str], files: Sequence[str]) -> None:
     """Write the list: class names by label, and each sample's path below the image folder, in the samples' order."""
-    path = file_list_of(beton)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps({"classes": list(classes), "files": list(files)}, indent=0))
-    os.replace(temporary, path)
+    write_text(file_list_of(beton), json.dumps({"classes": list(classes), "files": list(files)}, indent=0))
 
 
 def read_file_list(beton: str | Path, num_samples: int) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from ffcv_fields import label_pooling
 from ffcv_fields.label_map import pack_label_map, unpack_label_map
 
 from .annotate import DenseAnnotator, Preprocessing
-from .beton import read_header
+from .beton import column, read_header
 from .errors import BadInput
 from .file_list import file_list_of, find_images, read_file_list
 from .label_map_files import axis_order_of, find_label_maps, label_map_format, read_label_map
@@ -37,10 +37,24 @@ class Sample:
 
     def targets(self, crop_boxes: np.ndarray, num_classes: int, temperature: float) -> np.ndarray:
         """The pooled soft targets of crops, `(x1, y1, x2, y2)` in fractions: float32 `[N, num_classes]`."""
-        packed = torch.from_numpy(pack_label_map(self.scores, self.classes, "float32"))
-        maps = packed.expand(len(crop_boxes), *packed.shape).contiguous()
-        boxes = torch.from_numpy(crop_boxes.astype(np.float32))
-        return label_pooling(maps, boxes, num_classes, temperature=temperature).numpy()
+        return pool_one(self.scores, self.classes, crop_boxes, num_classes, "float32", temperature)
+
+
+def pool_one(
+    scores: np.ndarray, classes: np.ndarray, crop_boxes: np.ndarray, num_classes: int, score_dtype: str,
+    temperature: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    """The pooled soft targets of several crops of one image: float32 `[N, num_classes]`.
+
+    Args:
+        scores, classes: the image's label map, float32 and int64 `[top_k, H, W]`, rows = y.
+        crop_boxes: `[N, 4]`, `(x1, y1, x2, y2)` in fractions.
+        score_dtype: as the map is stored for training, "float16" or "float32".
+    """
+    packed = torch.from_numpy(pack_label_map(scores, classes, score_dtype))
+    maps = packed.expand(len(crop_boxes), *packed.shape).contiguous()
+    boxes = torch.from_numpy(crop_boxes.astype(np.float32))
+    return label_pooling(maps, boxes, num_classes, temperature=temperature).numpy()
 
 
 class Samples:
@@ -56,7 +70,7 @@ class Samples:
     """
 
     def __init__(self, images: str, label_maps: str = "", axis_order: str = "auto") -> None:
-        self.total, self.num_classes, self.classes = 0, 0, [""]
+        self.total, self.classes = 0, [""]
         if label_maps:
             self._open_folder(Path(images), Path(label_maps), axis_order)
         else:
@@ -81,7 +95,7 @@ class Samples:
         if field is None:
             raise BadInput(f"{path}: holds no label maps")
         self._field, self.axis_order = field, field.imported_axis_order
-        columns = {name: self._header.metadata[f"f{i}"] for i, name in enumerate(self._header.field_names)}
+        columns = {name: column(self._header, name) for name in self._header.field_names}
         self._columns = columns
         self.total = int(self._header.num_samples)
         self._entries = np.flatnonzero(columns["label_map"]["present"] == 1).tolist()

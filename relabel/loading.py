@@ -20,7 +20,7 @@ from ffcv.pipeline.compiler import Compiler
 
 from ffcv_fields import CropSampler
 
-from .beton import CUSTOM_FIELDS, read_header
+from .beton import CUSTOM_FIELDS, column, read_header
 from .distributed import started_by_torchrun
 from .errors import BadInput
 from .order import near_sequential_order, random_order, share_of
@@ -104,7 +104,7 @@ class Loader(FFCVLoader):
     ) -> None:
         threads = torch.get_num_threads()
         self.header = read_header(path)
-        self.labels = self.header.metadata[f"f{self.header.field_names.index('label')}"].copy()
+        self.labels = column(self.header, "label").copy()
         self.kept = np.arange(len(self.labels))
         if labels is not None:
             self.kept, self.labels = np.flatnonzero(labels >= 0), labels
@@ -141,7 +141,7 @@ class Loader(FFCVLoader):
     def _replace_labels(self, labels):
         metadata = self.reader.metadata  # FFCV's decoders hold views of it, compiled for an array that is not writeable
         metadata.setflags(write=True)
-        metadata[f"f{self.reader.field_names.index('label')}"] = labels
+        column(self.reader, "label")[:] = labels
         metadata.setflags(write=False)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -165,7 +165,7 @@ class Loader(FFCVLoader):
         if self.order == "random":
             order = random_order(count, self.seed, epoch)
         elif self.order == "near_sequential":
-            image = self.header.metadata[f"f{self.header.field_names.index('image')}"][self.kept]
+            image = column(self.header, "image")[self.kept]
             order = near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
         else:
             order = np.arange(count)

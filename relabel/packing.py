@@ -22,6 +22,7 @@ from ffcv.types import ALLOC_TABLE_TYPE
 from ffcv.writer import DatasetWriter
 from tqdm import tqdm
 
+from .atomic import sync_folder
 from .errors import BadInput, BadSample
 
 PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
@@ -104,7 +105,7 @@ def write_beton(
         packed.kept = _finish(writer, allocations, [bad_index for bad_index, _ in packed.skipped])
         packed.skipped = [bad for _, bad in packed.skipped]
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         writer.metadata_sm.close()
         temporary.unlink(missing_ok=True)
@@ -249,11 +250,3 @@ def _finish(writer, allocations, skipped):
         file.flush()
         os.fsync(file.fileno())
     return np.flatnonzero(keep)
-
-
-def _sync_folder(folder):
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

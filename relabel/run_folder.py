@@ -22,6 +22,7 @@ import yaml
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from .atomic import sync_folder, write_text
 from .errors import BadInput
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
@@ -149,9 +150,7 @@ class RunFolder:
                     kept.append(text + "\n")
             except ValueError:  # a line cut off by a kill
                 continue
-        temporary = file.with_name(file.name + ".part")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, file)
+        write_text(file, "".join(kept))
 
     def log(self, name: str, line: dict[str, Any], at: int) -> None:
         """Append a line to `name`.jsonl; its numbers also go to TensorBoard, at the steps done `at`."""
@@ -172,9 +171,7 @@ class RunFolder:
         if newest.exists():
             os.replace(newest, before)
         os.replace(temporary, newest)
-        folder = os.open(self.path, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(self.path)
 
 
 def seed_of(seed: int, saved: dict[str, Any] | None) -> int:

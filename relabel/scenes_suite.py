@@ -9,13 +9,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
-
-from ffcv_fields import label_pooling
-from ffcv_fields.label_map import pack_label_map
 
 from . import crop_study, scenes
-from .demo import once, prepare, train
+from .demo import mean_and_error, once, prepare, train
+from .inspection import pool_one
 from .label_map_files import read_tensor
 from .plots import read_log
 
@@ -67,17 +64,11 @@ def write_clean_labels(data: Path) -> None:
     classes, lines = len(scenes.CLASSES), []
     for file, objects in zip(layout["files"], layout["objects"], strict=True):
         scores, indices = read_tensor((data / "label_maps" / file).with_suffix(".pt")).numpy()
-        packed = torch.from_numpy(pack_label_map(scores, indices.astype(np.int64), "float16"))[None]
-        target = label_pooling(packed, torch.tensor([[0.0, 0, 1, 1]]), classes)[0]
+        whole = np.array([[0.0, 0, 1, 1]])
+        target = pool_one(scores, indices.astype(np.int64), whole, classes, "float16")[0]
         if target[objects[0][0]] < 1 / classes:
             lines.append(f"{file}\t-\n")
     (data / "clean_labels.tsv").write_text("".join(lines))
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error (nan for one value)."""
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return float(np.mean(values)), error
 
 
 def make_table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
