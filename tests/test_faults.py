@@ -191,7 +191,7 @@ def stored_images(path):
 # --- nothing grows ------------------------------------------------------------------------------------------------
 
 SOAK = """
-import os, sys
+import ctypes, gc, os, sys
 sys.path.insert(0, {root!r})
 from ffcv.fields.decoders import IntDecoder
 from ffcv.pipeline import PipelineSpec
@@ -203,9 +203,17 @@ image = RandomResizedCropDecoder(64, crops)
 loader = Loader({path!r}, num_classes=8, order="random", num_workers=2, crops=crops, batch_size=16, pipelines={{
     "image": [image, ToTensor()], "label": [IntDecoder(), ToTensor()], "label_map": [LabelMapDecoder(), ToTensor()],
     "crop_box": PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])}})
+class Mallinfo(ctypes.Structure):  # glibc's struct mallinfo2
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc = ctypes.CDLL("libc.so.6")
+libc.mallinfo2.restype = Mallinfo
 def use():
-    memory = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-    return memory, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    gc.collect()
+    allocated = libc.mallinfo2()
+    resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    return ((allocated.uordblks + allocated.hblkhd) / 2**20, resident, len(os.listdir("/proc/self/task")),
+            len(os.listdir("/proc/self/fd")))
 for epoch in range(1500):
     image.output_size = 32 + 8 * (epoch % 9)
     for number, (_, labels, maps, boxes) in enumerate(loader.epoch(epoch)):
@@ -220,16 +228,18 @@ print(*before, *use())
 
 def test_fifteen_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
     script = SOAK.format(root=str(ROOT), path=str(beton))
-    # Few arenas: what malloc holds for threads that came and went is not what is looked for.
+    # One arena: mallinfo2 speaks of the first alone.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment
     )
     assert result.returncode == 0, result.stderr
-    memory, threads, files, memory_after, threads_after, files_after = map(float, result.stdout.split())
-    assert (threads_after, files_after) == (threads, files)
-    # In MiB: a step of 10 is seen once on a busy machine; the leak that this found was 48 KB an epoch, 66 in all.
-    assert memory_after - memory < 24, (memory, memory_after)
+    before, after = np.array(result.stdout.split(), float).reshape(2, 4)
+    allocated, resident, threads, files = after - before
+    assert files == 0 and threads <= 1, (before, after)  # the loader's thread may be at its end or not
+    # In MiB. What is allocated is exact (the leak that this found was 48 KB an epoch, 66 in all); what is resident
+    # takes steps of tens on a busy machine, as the allocator keeps what it freed.
+    assert allocated < 3 and resident < 128, (before, after)
 
 
 def test_a_loader_that_runs_out_of_memory_says_so_within_seconds(beton):
