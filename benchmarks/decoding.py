@@ -1,6 +1,6 @@
 """Fast decoding against stock FFCV's: PSNR and colour over random crops, and both side by side as a picture.
 
-python -m benchmarks.decode_quality --picture decode_quality.png
+python -m benchmarks.decoding --picture decoding.png
 """
 
 import argparse

@@ -18,7 +18,8 @@ MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
 TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to a central crop
 
-# Strict floating point (no fastmath): two decoders must round to the same pixel, however each is compiled.
+# Strict floating point (no fastmath, which FFCV compiles decoders with): two decoders must round to the same pixel,
+# however each is compiled.
 _jit = nb.njit(nogil=True, error_model="numpy", cache=True)
 
 
@@ -73,6 +74,12 @@ def random_resized_crop(key, height, width, scale_min, scale_max, log_ratio_min,
     elif width > height * math.exp(log_ratio_max):
         w = max(1, min(w, _round(height * math.exp(log_ratio_max))))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+@_jit
+def crop_box(y, x, h, w, height, width, box):
+    """Write a crop in pixels into float32 `box`: `(x1, y1, x2, y2)` as fractions of the image."""
+    box[0], box[1], box[2], box[3] = x / width, y / height, (x + w) / width, (y + h) / height
 
 
 class CropSampler:

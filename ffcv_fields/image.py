@@ -18,7 +18,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
 from . import _crop_decode
-from .crops import CropSampler
+from .crops import CropSampler, crop_box
 
 _library = ctypes.CDLL(_crop_decode.__file__)
 _crop_decode_c = _library.crop_decode
@@ -214,10 +214,7 @@ class CropBoxDecoder(Operation):
                 field = metadata[indices[i]]
                 height, width = np.int64(field["height"]), np.int64(field["width"])
                 y, x, h, w = sample_crop(indices[i], height, width)
-                destination[i, 0] = x / width
-                destination[i, 1] = y / height
-                destination[i, 2] = (x + w) / width
-                destination[i, 3] = (y + h) / height
+                crop_box(y, x, h, w, height, width, destination[i])
             return destination[: len(indices)]
 
         decode.is_parallel = True

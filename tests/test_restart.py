@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -56,6 +58,34 @@ def same_in_the_end(folder, whole):
         assert torch.equal(ours["optimizer"]["state"][index]["momentum_buffer"], state["momentum_buffer"])
     keys = ("epoch", "train_loss", "top_1", "loss", "lr")
     assert [[line[k] for k in keys] for line in log_of(folder)] == [[line[k] for k in keys] for line in log_of(whole)]
+
+
+KERNELS = """
+import sys
+import numpy as np
+import torch
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from conftest import label_map_tensor
+from ffcv_fields import label_pooling
+from relabel.augment import augment
+rng = np.random.default_rng(0)
+images = torch.from_numpy(rng.integers(0, 256, (8, 45, 45, 3), dtype=np.uint8))
+maps = torch.stack([label_map_tensor(rng, 100).to(torch.float16) for _ in range(8)])
+sparse = torch.from_numpy(np.stack([maps[:, 0].numpy().view(np.int16), maps[:, 1].numpy().astype(np.int16)], 1))
+boxes = torch.from_numpy(np.sort(rng.random((8, 2, 2)), 1).reshape(8, 4).astype(np.float32))
+sys.stdout.buffer.write(augment(images, rng, 0.4, 0.1, torch.float32).contiguous().numpy().tobytes())
+sys.stdout.buffer.write(label_pooling(sparse, boxes, 100).numpy().tobytes())
+"""
+
+
+def test_kernels_that_were_just_compiled_and_kernels_from_the_cache_agree_bit_for_bit(tmp_path):
+    # They did not, with fastmath: a run that had compiled them and its continuation, which loaded them, differed.
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    script = [sys.executable, "-c", KERNELS.format(root=str(ROOT))]
+    compiled = subprocess.run(script, capture_output=True, env=environment, timeout=300, check=True).stdout
+    assert list(tmp_path.rglob("*.nbc"))
+    loaded = subprocess.run(script, capture_output=True, env=environment, timeout=300, check=True).stdout
+    assert len(compiled) == 4 * (8 * 3 * 45 * 45 + 8 * 100) and compiled == loaded
 
 
 def wait_for_steps(folder, count, process):
