@@ -1,12 +1,13 @@
 # make demo       set up, and run the main job on a small scale
 # make label-map-demo  label maps of real photographs, and pictures of what they say
 # make test       set up, and run the tests
+# make bundle     all wheels and the built FFCV in one folder, for machines without network
 # make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests, pooling and training benchmarks
 PYTHON ?= python3
-export PYTHON
+export PYTHON GPU
 PY := .venv/bin/python
 
-.PHONY: demo label-map-demo test gpu-check lint setup clean
+.PHONY: demo label-map-demo test gpu-check bundle lint setup clean
 
 demo: setup
 	$(PY) -m relabel.demo
@@ -15,7 +16,7 @@ label-map-demo: setup
 	$(PY) -m relabel.label_map_demo
 
 test: setup lint
-	$(PY) -m pytest
+	$(PY) -m pytest --cov --cov-report=term
 
 gpu-check: setup
 	$(PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
@@ -23,9 +24,13 @@ gpu-check: setup
 	$(PY) -m benchmarks.label_pooling
 	$(PY) -m benchmarks.training
 
+bundle: setup
+	bash setup/bundle.sh
+
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 setup: .venv/.installed
 
@@ -33,4 +38,4 @@ setup: .venv/.installed
 	bash setup/install.sh
 
 clean:
-	rm -rf .venv runs data *.egg-info
+	rm -rf .venv bundle runs data *.egg-info

@@ -17,9 +17,9 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 import csv
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fastargs import Param, Section
 from fastargs.decorators import param
 
 from relabel import distributed
+from relabel.commands import run_command
 from relabel.errors import BadInput
 from relabel.evaluate import average_precision, predict
 from relabel.folders import images_of
@@ -184,11 +185,11 @@ def report(rows, settings):
     print(f"\n{folder}/evaluation.json, evaluation.csv")
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command line."""
     config = load_settings(__doc__)
-    try:
-        main(config)
-    except (BadInput, OSError) as error:
-        sys.exit(f"evaluate_imagenet.py: {error}")
-    finally:
-        distributed.leave()
+    run_command(partial(main, config))
+
+
+if __name__ == "__main__":
+    run()

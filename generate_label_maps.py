@@ -19,9 +19,10 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 
 import json
 import os
-import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from ffcv_fields.label_map import pack_label_map
 from relabel import distributed
 from relabel.annotate import DenseAnnotator, Preprocessing, annotator_network, label_maps
 from relabel.atomic import write_text
+from relabel.commands import run_command
 from relabel.errors import BadInput
 from relabel.file_list import find_images
 from relabel.label_map_files import manifest_of, open_archive, write_label_map
@@ -79,7 +81,7 @@ def main(config) -> None:
     image_size = settings["maps.image_size"] or size * 224 // DenseAnnotator(network, 224).grid[0]
     annotator = DenseAnnotator(network, image_size)
     grid = annotator.grid
-    annotator = annotator.to(device, memory_format=torch.channels_last)
+    annotator = annotator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessing = Preprocessing(image_size, **statistics)
     images, _ = find_images(Path(settings["data.data_dir"]))
     names = [file.relative_to(settings["data.data_dir"]).as_posix() for file, _ in images]
@@ -221,13 +223,11 @@ def keep_manifest(file, manifest):
     write_text(file, json.dumps(manifest, indent=1))
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command line."""
     config = load_settings(__doc__)
-    try:
-        main(config)
-    except (BadInput, OSError) as error:
-        sys.exit(f"generate_label_maps.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("generate_label_maps.py: interrupted; the same command goes on")
-    finally:
-        distributed.leave()
+    run_command(partial(main, config), interrupted="interrupted; the same command goes on")
+
+
+if __name__ == "__main__":
+    run()

@@ -14,21 +14,19 @@ Exit codes: 0 done; 1 bad data, or the axis order is wrong.
 
 import argparse
 import html
-import sys
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-import matplotlib
 import numpy as np
 
 from ffcv_fields import CropSampler
 from relabel.annotate import LITE0, DenseAnnotator, Preprocessing, annotator_network
-from relabel.errors import BadInput
+from relabel.commands import run_command
 from relabel.inspection import Sample, Samples, axis_agreement, quality
 from relabel.label_sets import imagenet_classes, imagenet_names
 from relabel.loading import use_all_cores
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from relabel.plots import plt
 
 HEAT_MAPS, CROPS = 3, 4
 AXIS_CHECK_IMAGES = 32
@@ -135,7 +133,8 @@ def page(report: list[str], pictures: list[str]) -> str:
     return f"<!doctype html><meta charset='utf-8'><title>Label maps</title><h1>Label maps</h1><ul>{lines}</ul>{images}"
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="folder of images (with --label-maps)")
@@ -153,7 +152,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if bool(arguments.images) != bool(arguments.label_maps):
         parser.error("--images and --label-maps go together")
-    try:
-        sys.exit(main(arguments))
-    except (BadInput, OSError) as error:
-        sys.exit(f"inspect_label_maps.py: {error}")
+    run_command(partial(main, arguments), interrupted="interrupted; the pictures that were drawn are kept")
+
+
+if __name__ == "__main__":
+    run()

@@ -17,16 +17,17 @@ Exit codes: 0 done; 1 a row failed; 2 a bad setting; 75 stopped by a signal, --r
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
+from relabel.commands import ROOT, call, run_command
 from relabel.watch import STOPPED
 
-ROOT = Path(__file__).parent
 CONFIGS = ROOT / "rn50_configs"
 # A column's set and measure in evaluation.json. The paper does not say which of ImageNetV2's variants it used; only on
 # the top images are networks better than on ImageNet, as its figures are.
@@ -118,13 +119,7 @@ def make_tables(runs: Path) -> str:
 
 def run_row(config: str, runs: Path, gpus: int, train_settings: list[Path], evaluate_settings: list[Path]) -> int:
     """Train (or go on with) a row and evaluate it. Returns the exit code of what failed, or 0."""
-    folder = runs / config
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"] if gpus > 1 else []
-
-    def command(name, *arguments):
-        print(f"\n$ {name} {' '.join(map(str, arguments))}", flush=True)
-        return subprocess.run([sys.executable, *launch, str(ROOT / name), *map(str, arguments)]).returncode
-
+    folder, command = runs / config, partial(call, processes=gpus)
     if not measured(folder):
         files = [word for file in [CONFIGS / f"{config}.yaml", *train_settings] for word in ("--config-file", file)]
         if code := command("train_imagenet.py", *files, f"--logging.folder={folder}", "--resume=auto"):
@@ -196,7 +191,8 @@ def main(arguments: argparse.Namespace) -> int:
     return code
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("imagenet", "scenes"), default="imagenet", help="which comparisons")
     parser.add_argument("--runs", type=Path, help="folder of the run folders [runs/tables, runs/scenes]")
@@ -213,4 +209,8 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of --suite scenes")
     arguments = parser.parse_args()
     arguments.runs = arguments.runs or Path("runs") / ("scenes" if arguments.suite == "scenes" else "tables")
-    sys.exit(main(arguments))
+    run_command(partial(main, arguments), interrupted="interrupted; the same command goes on")
+
+
+if __name__ == "__main__":
+    run()

@@ -21,8 +21,8 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGT
 
 import os
 import resource
-import sys
 from functools import partial
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from ffcv_fields import (
 from relabel import distributed
 from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, augment, cutmix, smooth, soft_cross_entropy
 from relabel.beton import labels_of
+from relabel.commands import run_command
 from relabel.errors import BadInput
 from relabel.evaluate import evaluate
 from relabel.file_list import cleaned_labels
@@ -435,13 +436,11 @@ def train_epoch(
     return watch.of_epoch()
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command line."""
     config = load_settings(__doc__, OFFICIAL_NAMES)
-    try:
-        main(config)
-    except (BadInput, OSError) as error:
-        sys.exit(f"train_imagenet.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("train_imagenet.py: interrupted")
-    finally:
-        distributed.leave()
+    run_command(partial(main, config))
+
+
+if __name__ == "__main__":
+    run()

@@ -11,9 +11,9 @@ Exit codes: 0 written; 1 bad data or a failure, and nothing was written; 2 a bad
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from fastargs import Param, Section
@@ -22,10 +22,11 @@ from ffcv.fields import IntField, RGBImageField
 from PIL import Image, UnidentifiedImageError
 
 from ffcv_fields.label_map import LabelMapField, pack_label_map
-from relabel.errors import BadInput, BadSample
+from relabel.commands import run_command
+from relabel.errors import BadSample
 from relabel.file_list import file_list_of, find_images, write_file_list
 from relabel.label_map_files import axis_order_of, find_label_maps, label_map_format, read_label_map
-from relabel.packing import PAGE_SIZE, WorkerFailed, write_beton
+from relabel.packing import PAGE_SIZE, write_beton
 from relabel.settings import Choice, Number, load_settings
 
 Section("cfg", "what to pack and how").params(
@@ -226,12 +227,12 @@ def terminated(signum, frame):
     raise SystemExit(128 + signum)  # through the `finally` clauses: nothing half-written stays
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command line."""
     load_settings(__doc__)
     signal.signal(signal.SIGTERM, terminated)
-    try:
-        main()
-    except (BadInput, WorkerFailed, OSError) as error:
-        sys.exit(f"write_datasets.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("write_datasets.py: interrupted; nothing was written")
+    run_command(main, interrupted="interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    run()

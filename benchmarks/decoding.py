@@ -7,7 +7,6 @@ import argparse
 import io
 import time
 
-import matplotlib
 import numpy as np
 from ffcv.libffcv import imdecode, resize_crop
 from PIL import Image
@@ -15,9 +14,7 @@ from skimage import data
 
 from ffcv_fields.crops import CropSampler
 from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from relabel.plots import plt
 
 
 def jpeg_of(photograph: Image.Image) -> np.ndarray:

@@ -20,7 +20,7 @@ PCA_VALUES = (0.2175, 0.0188, 0.0045)
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 CUDA_SOURCE = Path(__file__).with_name("augment.cu")
-_STATISTICS = np.float32([IMAGENET_MEAN, 1 / np.float32(IMAGENET_STD)])
+_STATISTICS = np.array([IMAGENET_MEAN, 1 / np.array(IMAGENET_STD, np.float32)], np.float32)
 _THREADS = 512
 _STRANDS = 16
 
@@ -192,7 +192,7 @@ def cutmix(
     height, width = images.shape[2:]
     side = np.sqrt(1 - rng.beta(beta, beta))
     half_h, half_w = int(height * side) // 2, int(width * side) // 2
-    y, x = rng.integers(height), rng.integers(width)
+    y, x = int(rng.integers(height)), int(rng.integers(width))
     y1, y2 = max(y - half_h, 0), min(y + half_h, height)
     x1, x2 = max(x - half_w, 0), min(x + half_w, width)
     other = torch.from_numpy(rng.permutation(len(images))).to(images.device)

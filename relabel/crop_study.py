@@ -6,8 +6,8 @@ that are really inside it.
 
 import json
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 
 from ffcv_fields import CropSampler
@@ -15,9 +15,7 @@ from ffcv_fields import CropSampler
 from . import scenes
 from .inspection import pool_one
 from .label_map_files import read_tensor
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from .plots import plt
 
 CROPS = 50  # of each scene
 INSIDE = 0.25  # an object is in a crop when at least this share of its frame is
@@ -50,7 +48,7 @@ def study(data: Path, seed: int = 0) -> dict[str, np.ndarray]:
     """
     layout, sampler = json.loads((data / "train.json").read_text()), CropSampler(seed)
     sample, _ = sampler.compile()
-    found: dict[str, list[np.ndarray]] = {"iou": [], "empty": [], "single_right": [], "pooled_right": []}
+    found: dict[str, list[Any]] = {"iou": [], "empty": [], "single_right": [], "pooled_right": []}
     for index, (file, entries) in enumerate(zip(layout["files"], layout["objects"], strict=True)):
         crops = np.empty((CROPS, 4))
         for sampler.epoch in range(CROPS):

@@ -10,10 +10,10 @@ What is finished is not done again: delete the folder `runs/demo` for a fresh st
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from ffcv.transforms import ToTensor
 from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 
 from . import scenes
+from .commands import ROOT, call
 from .loading import Loader, use_all_cores
 from .plots import draw_crops, draw_curves, read_log
 
-ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "rn50_configs" / "demo.yaml"
 TRAIN_SCENES, VAL_SCENES = 800, 2000
 ROWS = {"single label": ["--data.relabel.use=False"], "ReLabel": []}
@@ -41,7 +41,7 @@ def main(folder: Path, seeds: list[int]) -> None:
     for seed in seeds:
         for row, settings in ROWS.items():
             run = runs[row, seed] = folder / f"{row.replace(' ', '_')}_{seed}"
-            once(run / "finished", lambda run=run, s=settings, seed=seed: train(data, run, seed, *s))
+            once(run / "finished", partial(train, data, run, seed, *settings))
     draw_curves({row: read_log(runs[row, seeds[0]]) for row in ROWS}, folder / "curves.png")
     once(folder / "crops.png", lambda: show_crops(data, folder / "crops.png"))
     table = make_table(runs, seeds)
@@ -58,11 +58,10 @@ def once(mark: Path, step: Callable[[], None]) -> None:
         mark.touch()
 
 
-def command(name: str, *arguments: str) -> None:
-    print(f"\n$ python {name} {' '.join(arguments)}", flush=True)
-    result = subprocess.run([sys.executable, ROOT / name, *arguments])
-    if result.returncode:
-        sys.exit(result.returncode)
+def command(name: str, *arguments: object) -> None:
+    """Run a command; where it fails, leave with its exit code."""
+    if code := call(name, *arguments):
+        sys.exit(code)
 
 
 def prepare(data: Path) -> None:
@@ -133,9 +132,9 @@ def show_crops(data: Path, file: Path) -> None:
         },
     )  # fmt: skip
     order = loader.order_of(0)[:chosen]
+    loader.order_of = lambda epoch: order  # type: ignore[method-assign]
     sheet: list[list] = [[] for _ in order]
     for epoch in range(4):  # the same scenes, with the crops of four epochs
-        loader.order_of = lambda _, order=order: order  # type: ignore[method-assign]
         images, labels, maps, boxes = next(loader.epoch(epoch))
         targets = label_pooling(maps, boxes, len(scenes.CLASSES))
         for i in range(chosen):

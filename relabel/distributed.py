@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -57,7 +58,7 @@ class Processes:
             return network
         return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
 
-    def exchange_gradients(self, model: nn.Module, last: bool) -> AbstractContextManager:
+    def exchange_gradients(self, model: Any, last: bool) -> AbstractContextManager:
         """The context of a backward pass: with several parts a step, only the last one's exchanges gradients."""
         return model.no_sync() if self.world_size > 1 and not last else nullcontext()
 

@@ -16,3 +16,7 @@ class BadSample(BadInput):
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}"
+
+
+class WorkerFailed(RuntimeError):
+    """A worker process died or raised; the message names the sample it was at."""

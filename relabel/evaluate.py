@@ -97,8 +97,8 @@ def predict(
         confidence[which] = logits.softmax(1).amax(1)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
         done += len(labels)
-    best, confidence = total(best).cpu().numpy(), total(confidence).cpu().numpy()
-    return Predictions(best, confidence, np.asarray(loader.labels), total(loss).item() / count)
+    best_of_all, confidence_of_all = total(best).cpu().numpy(), total(confidence).cpu().numpy()
+    return Predictions(best_of_all, confidence_of_all, np.asarray(loader.labels), total(loss).item() / count)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,12 +79,13 @@ def images_of(
     Raises:
         BadInput: as `Loader`, `FolderLoader` and `class_indices` do.
     """
-    common = {"num_classes": num_classes, "batch_size": batch_size, "num_workers": num_workers}
+    common: dict[str, Any] = {"num_classes": num_classes, "batch_size": batch_size, "num_workers": num_workers}
     common |= {"rank": processes.rank, "world_size": processes.world_size}
     if Path(path).is_dir():
         loader = FolderLoader(path, size=size, crop_ratio=crop_ratio, **common)
         return loader, loader.files
-    labels, files = labels_of(path), []
+    labels = labels_of(path)
+    files: list[str] = []
     if file_list_of(path).exists():
         classes, files = read_file_list(path, len(labels))
         labels = class_indices(classes, num_classes, path)[labels]

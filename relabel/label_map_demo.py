@@ -4,7 +4,6 @@ The photographs come with scikit-image and scikit-learn, the annotator (Efficien
 PyPI: nothing is downloaded at run time.
 """
 
-import sys
 from pathlib import Path
 
 import skimage.data
@@ -41,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,7 +15,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def axis_order_of(root: Path, given: str) -> str:
     return given
 
 
-def open_archive(file: Path, mode: str = "r") -> np.ndarray:
+def open_archive(file: Path, mode: Literal["r", "r+"] = "r") -> np.ndarray:
     """The maps of an archive, mapped into memory.
 
     Raises:
@@ -126,7 +126,8 @@ def find_label_maps(root: Path, classes: list[str]) -> dict[tuple[str, str], Sou
         entries = ((Path(name), ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files))
         return {(name.parent.name, name.stem): entry for name, entry in entries}
     folder = _class_root(root, set(classes))
-    found, inside = {}, f"{os.path.realpath(folder)}/"
+    found: dict[tuple[str, str], Source] = {}
+    inside = f"{os.path.realpath(folder)}/"
     for class_entry in os.scandir(folder):
         if class_entry.is_dir():
             _refuse_link(class_entry, inside)

@@ -5,8 +5,6 @@ of an epoch that was left early.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Full
@@ -21,6 +19,7 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv_fields import CropSampler
 
 from .beton import CUSTOM_FIELDS, column, read_header
+from .commands import call
 from .distributed import started_by_torchrun
 from .errors import BadInput
 from .order import near_sequential_order, random_order, share_of
@@ -58,10 +57,8 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str) -> st
         return path
     if started_by_torchrun():
         raise BadInput(f"{path}: no such file; pack it first with write_datasets.py, or start with one process")
-    print(f"packing {data_path}/{split} into {path}, once", flush=True)
     settings = {"data_dir": f"{data_path}/{split}", "write_path": path, "label_map_dir": label_map_dir}
-    command = [sys.executable, str(Path(__file__).parent.parent / "write_datasets.py")]
-    if subprocess.run([*command, *(f"--cfg.{name}={value}" for name, value in settings.items())]).returncode:
+    if call("write_datasets.py", *(f"--cfg.{name}={value}" for name, value in settings.items())):
         raise BadInput(f"{data_path}/{split} could not be packed; the message above says why")
     return path
 
@@ -182,6 +179,8 @@ class Loader(FFCVLoader):
 
 class _EpochIterator(EpochIterator):
     """FFCV's thread, with failures handed to the consumer and an end to waiting once that has left."""
+
+    closed: bool
 
     def run(self) -> None:
         try:

@@ -91,6 +91,9 @@ class Renormalize(nn.Module):
         self.register_buffer("scale", own[1] / own[3], persistent=False)
         self.register_buffer("shift", (own[0] - own[2]) / own[3], persistent=False)
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images * self.scale + self.shift
 
@@ -103,6 +106,8 @@ class BlurPoolConv2d(nn.Module):
         kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
         self.conv = conv
         self.register_buffer("blur_filter", kernel.expand(conv.in_channels, 1, 3, 3).contiguous())
+
+    blur_filter: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(F.conv2d(x, self.blur_filter, padding=1, groups=self.conv.in_channels))

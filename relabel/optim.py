@@ -1,6 +1,7 @@
 """Optimizer, learning-rate schedule and image-size schedule of the recipes."""
 
 import math
+from typing import Any
 
 import timm.optim
 import torch
@@ -28,10 +29,10 @@ def build_optimizer(
         decay_bn: whether batch norm's parameters decay.
     """
     norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-    groups = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
     if not decay_bn:
         groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
-    adam = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay}
+    adam: dict[str, Any] = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay}
     if optimizer == "adamp":
         return timm.optim.AdamP(groups, nesterov=nesterov, **adam)
     if optimizer == "adamw":

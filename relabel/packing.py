@@ -23,13 +23,9 @@ from ffcv.writer import DatasetWriter
 from tqdm import tqdm
 
 from .atomic import sync_folder
-from .errors import BadInput, BadSample
+from .errors import BadInput, BadSample, WorkerFailed
 
 PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
-
-
-class WorkerFailed(RuntimeError):
-    """A worker process died or raised; the message names the sample it was at."""
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""Pictures of a run: the curves of its log, and crops with the targets that they were given."""
+"""Pictures of a run: the curves of its log, and crops with the targets that they were given.
+
+Who draws takes `plt` from here, which needs no screen.
+"""
 
 import json
 from pathlib import Path

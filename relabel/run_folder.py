@@ -12,7 +12,9 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ class Run:
     waited: float = 0.0  # of these, for the loader
 
     def state(self) -> dict[str, Any]:
-        state = {
+        state: dict[str, Any] = {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -78,13 +80,14 @@ class RunFolder:
 
     def __init__(self, path: str, tensorboard: bool) -> None:
         self.path = Path(path)
-        self._writer = None
+        self._make_writer: Callable[[], Any] | None = None
+        self._writer: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise BadInput("logging.tensorboard needs a package: pip install tensorboard") from None
-            self._writer = SummaryWriter
+            self._make_writer = partial(SummaryWriter, self.path / "tensorboard")
 
     def load(self, device: torch.device, settings: dict[str, Any]) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, if the settings ask to go on and there is one.
@@ -138,8 +141,8 @@ class RunFolder:
         epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
         self._keep("log", lambda line: line["epoch"] < epoch)
         self._keep("steps", lambda line: (line["epoch"], line["step"]) <= (epoch, step))
-        if self._writer:
-            self._writer = self._writer(self.path / "tensorboard")
+        if self._make_writer:
+            self._writer = self._make_writer()
 
     def _keep(self, name, wanted):
         file = self.path / f"{name}.jsonl"
@@ -178,4 +181,4 @@ def seed_of(seed: int, saved: dict[str, Any] | None) -> int:
     """`compute.seed`, or where it is -1 that of the run that goes on, or a drawn one."""
     if seed >= 0:
         return seed
-    return saved["settings"]["compute.seed"] if saved else int(np.random.SeedSequence().entropy % 2**31)
+    return saved["settings"]["compute.seed"] if saved else int(np.random.SeedSequence().generate_state(1)[0] % 2**31)

@@ -67,8 +67,8 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def paste(canvas: np.ndarray, photograph: np.ndarray, y: int, x: int, side: int, rng: np.random.Generator) -> None:
     """Put a photograph, scaled to `side` pixels and tinted, on the canvas; its black surroundings stay clear."""
-    scaled = Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC)
-    scaled = np.asarray(scaled, np.float32)[..., None]
+    resized = Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC)
+    scaled = np.asarray(resized, np.float32)[..., None]
     opacity = (scaled / OPAQUE_FROM).clip(0, 1)
     region = canvas[y : y + side, x : x + side]
     region += opacity * (scaled * rng.uniform(0.55, 1.0, 3).astype(np.float32) - region)
@@ -83,7 +83,8 @@ def compose(
         uint8 `[CANVAS, CANVAS, 3]`, and its objects `(class, y, x, side)` in pixels, the labelled one first.
     """
     sides = rng.integers(*SIDE, rng.integers(*NUM_OBJECTS, endpoint=True), endpoint=True)
-    canvas, objects = background(rng, CANVAS), []
+    canvas = background(rng, CANVAS)
+    objects: list[tuple[int, int, int, int]] = []
     for side in sides:
         for _ in range(30):
             y, x = (int(v) for v in rng.integers(0, CANVAS - side, 2, endpoint=True))
@@ -207,7 +208,7 @@ def train_annotator(seed: int, steps: int = 1000, batch: int = 64) -> tuple[Anno
     torch.manual_seed(seed)
     rng, held_out = np.random.default_rng(seed), 2000
     objects = _SingleObjects(rng)
-    model = Annotator().to(memory_format=torch.channels_last)
+    model = Annotator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for _ in tqdm(range(steps), desc="annotator", disable=None):

@@ -7,17 +7,13 @@ import json
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from . import crop_study, scenes
 from .demo import mean_and_error, once, prepare, train
 from .inspection import pool_one
 from .label_map_files import read_tensor
-from .plots import read_log
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from .plots import plt, read_log
 
 EPOCHS = 60
 # Rows of the paper's tables 3 (kinds of supervision) and of its ablation (localized or global, single or multi).

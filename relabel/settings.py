@@ -172,7 +172,7 @@ def _read_yaml(file: str, known: set[str]) -> dict[str, Any]:
 
 
 def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, branch in tree.items():
         leaves |= _leaves(branch, f"{prefix}{key}.") if isinstance(branch, dict) else {f"{prefix}{key}": branch}
     return leaves

@@ -148,6 +148,7 @@ class Watch:
         """What the log says of the training of an epoch that is done."""
         self._progress.close()
         run, images = self.run, self.steps * self.settings["optim.batch_size"]
+        assert run.losses is not None  # there was a step
         return {
             "train_loss": run.losses.mean().item(),
             "lr": run.optimizer.param_groups[0]["lr"],

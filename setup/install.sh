@@ -41,7 +41,7 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
 echo "setup: installing the packages of requirements.lock into .venv (about 5 GB, mostly torch)"
 pip install --no-deps setuptools==80.9.0 wheel==0.45.1
 pip install --no-deps --no-build-isolation -r requirements.lock
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
+if [ -n "${GPU:-}" ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }; then  # GPU=1: in any case
   pip install --no-deps cupy-cuda13x==14.2.0
 fi
 pip install --no-deps --no-build-isolation --editable .

@@ -1,0 +1,38 @@
+"""The commands from inside: running one to its exit code, and calling another as a user would."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from . import distributed
+from .errors import BadInput, WorkerFailed
+
+ROOT = Path(__file__).parent.parent  # of the commands and of `rn50_configs`, in a checkout as when installed
+
+
+def run_command(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
+    """Run a command's `main` to its exit code: what it returns (None: 0); 1 with one message where it fails.
+
+    Args:
+        main: without arguments.
+        interrupted: the message after Ctrl-C.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        sys.exit(main())
+    except (BadInput, WorkerFailed, OSError) as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: {interrupted}")
+    finally:
+        distributed.leave()
+
+
+def call(name: str, *arguments: object, processes: int = 1) -> int:
+    """Show and run a command, say `train_imagenet.py`, by torchrun where `processes` > 1. Returns its exit code."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ python {name} {' '.join(words)}", flush=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return subprocess.run([sys.executable, *launch, str(ROOT / name), *words]).returncode
