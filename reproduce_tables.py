@@ -25,7 +25,8 @@ from typing import NoReturn
 
 import yaml
 
-from relabel.commands import ROOT, call, run_command
+from relabel.commands import call, run_command
+from relabel.settings import ROOT
 from relabel.watch import STOPPED
 
 CONFIGS = ROOT / "rn50_configs"

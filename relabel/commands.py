@@ -8,8 +8,7 @@ from typing import NoReturn
 
 from . import distributed
 from .errors import BadInput, WorkerFailed
-
-ROOT = Path(__file__).parent.parent  # of the commands and of `rn50_configs`, in a checkout as when installed
+from .settings import ROOT
 
 
 def run_command(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:

@@ -24,9 +24,10 @@ from ffcv.transforms import ToTensor
 from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 
 from . import scenes
-from .commands import ROOT, call
+from .commands import call
 from .loading import Loader, use_all_cores
 from .plots import draw_crops, draw_curves, read_log
+from .settings import ROOT
 
 CONFIG = ROOT / "rn50_configs" / "demo.yaml"
 TRAIN_SCENES, VAL_SCENES = 800, 2000

@@ -18,6 +18,8 @@ from fastargs.dict_utils import expand_keys, fix_dict
 from fastargs.exceptions import MissingValueError, ValidationError
 from fastargs.validation import Checker
 
+ROOT = Path(__file__).parent.parent  # of the commands and of `rn50_configs`, in a checkout as when installed
+
 
 class Flag(Checker):
     """A boolean that also understands the words of a command line."""
@@ -106,7 +108,7 @@ def load_settings(description: str, translations: Translations | None = None) ->
         "--config-file-path",
         action="append",
         default=[],
-        help="YAML file of settings; repeatable",
+        help="YAML file of settings, one of yours or of rn50_configs/; repeatable",
     )
     arguments, rest = parser.parse_known_args()
     translations = translations or {}
@@ -159,8 +161,9 @@ def _translated(values: dict[str, Any], translations: Translations) -> dict[str,
 
 
 def _read_yaml(file: str, known: set[str]) -> dict[str, Any]:
+    own = ROOT / file  # say rn50_configs/relabel_rn50.yaml, from wherever the command is called
     try:
-        content = yaml.safe_load(Path(file).read_text()) or {}
+        content = yaml.safe_load((own if own.exists() and not Path(file).exists() else Path(file)).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         _stop(f"cannot read config file {file}: {error}")
     if not isinstance(content, dict):

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 os.environ["NUMBA_NUM_THREADS"] = "8"  # more workers than cores, on any machine
-os.environ["OMP_NUM_THREADS"] = "1"  # torch's: several test processes whose OpenMP threads spin would starve each other
+# Torch's threads: those of several test processes would starve each other, as OpenMP's spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

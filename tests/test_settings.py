@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 
 SCRIPT = """
 import sys, json
@@ -59,3 +59,9 @@ def test_help_lists_every_setting_with_default_and_meaning(tmp_path):
     assert result.returncode == 0
     for part in ("What it is.", "--optim.lr.init", "rate", "default 0.5", "required", "a | b"):
         assert part in result.stdout
+
+
+def test_the_recipes_are_found_from_wherever_a_command_is_called(tmp_path):
+    arguments = ("--config-file=rn50_configs/demo.yaml", "--data.val_dataset=nowhere.beton")
+    result = run("train_imagenet.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 1 and "nowhere.beton: no such file" in result.stderr
