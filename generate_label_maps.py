@@ -26,12 +26,12 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from ffcv_fields.label_map import pack_label_map
 from fastargs import Param, Section
 from fastargs.decorators import param
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ffcv_fields.label_map import pack_label_map
 from relabel import distributed
 from relabel.annotate import DenseAnnotator, Preprocessing, annotator_network, label_maps
 from relabel.atomic import write_text

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-
 from ffcv_fields import CropSampler
+
 from relabel.annotate import LITE0, DenseAnnotator, Preprocessing, annotator_network
 from relabel.commands import run_command
 from relabel.inspection import Sample, Samples, axis_agreement, quality

@@ -26,14 +26,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from fastargs import Param, Section
-from fastargs.decorators import param
-from ffcv.fields.decoders import IntDecoder
-from ffcv.pipeline import PipelineSpec
-from ffcv.transforms import ToDevice, ToTensor
-from torch.nn.functional import one_hot
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
 from ffcv_fields import (
     CenterCropDecoder,
     CropBoxDecoder,
@@ -42,6 +34,14 @@ from ffcv_fields import (
     RandomResizedCropDecoder,
     label_pooling,
 )
+from fastargs import Param, Section
+from fastargs.decorators import param
+from ffcv.fields.decoders import IntDecoder
+from ffcv.pipeline import PipelineSpec
+from ffcv.transforms import ToDevice, ToTensor
+from torch.nn.functional import one_hot
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from relabel import distributed
 from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, augment, cutmix, smooth, soft_cross_entropy
 from relabel.beton import labels_of

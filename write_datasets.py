@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from ffcv_fields import LabelMapField, pack_label_map
 from fastargs import Param, Section
 from fastargs.decorators import param, section
 from ffcv.fields import IntField, RGBImageField
 from PIL import Image, UnidentifiedImageError
 
-from ffcv_fields.label_map import LabelMapField, pack_label_map
 from relabel.commands import run_command
 from relabel.errors import BadSample
 from relabel.file_list import file_list_of, find_images, write_file_list

@@ -8,12 +8,12 @@ import io
 import time
 
 import numpy as np
+from ffcv_fields.crops import CropSampler
+from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from ffcv.libffcv import imdecode, resize_crop
 from PIL import Image
 from skimage import data
 
-from ffcv_fields.crops import CropSampler
-from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from relabel.plots import plt
 
 

@@ -21,13 +21,13 @@ import numba
 import numpy as np
 import torch
 import torchvision
+from ffcv_fields import label_pooling
+from ffcv_fields.crops import CropSampler
+from ffcv_fields.label_map import pack_label_map
 from ffcv.libffcv import imdecode
 from PIL import Image
 from torchvision.ops import roi_align
 
-from ffcv_fields import label_pooling
-from ffcv_fields.crops import CropSampler
-from ffcv_fields.label_map import pack_label_map
 from relabel.loading import use_all_cores
 
 NUM_CLASSES, TOP_K, SIZE = 1000, 5, 15

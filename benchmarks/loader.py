@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 from ffcv.fields.decoders import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.pipeline import PipelineSpec
@@ -32,7 +33,6 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTo
 from PIL import Image
 
 import write_datasets
-from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 from relabel.augment import IMAGENET_MEAN, IMAGENET_STD
 from relabel.label_map_files import write_label_map
 from relabel.loading import Loader, use_all_cores

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ffcv_fields  # noqa: F401 - before FFCV
 import torch
 from fastargs import get_current_config
 from ffcv.fields.decoders import IntDecoder

@@ -1,14 +1,22 @@
-"""FFCV fields and decoders for localized multi-labels, and the pooling of label maps into soft targets."""
+"""FFCV fields and decoders for localized multi-labels, and the pooling of label maps into soft targets.
+
+Import it before FFCV, whose import starts numba's threads.
+"""
 
 import numba
 
 if numba.config.THREADING_LAYER == "default":
-    # numba prefers TBB where it finds it, whose layer loses some 16 KB a batch; OpenMP's loses nothing (both measured).
+    # numba prefers TBB where it finds it, whose layer loses memory on busy cores (100 KB an epoch of three batches was
+    # measured); OpenMP's loses none. The third, workqueue, ends the process when a second thread comes.
+    try:
+        import numba.np.ufunc.omppool
+    except ImportError as error:
+        raise ImportError(f"numba cannot use OpenMP ({error}): install it, say by apt-get install libgomp1") from None
     numba.config.THREADING_LAYER = "omp"
 
 from .crops import CropSampler
 from .image import CenterCropDecoder, CropBoxDecoder, RandomResizedCropDecoder
-from .label_map import LabelMapDecoder, LabelMapField
+from .label_map import LabelMapDecoder, LabelMapField, pack_label_map
 from .pooling import label_pooling
 
 __all__ = [
@@ -19,4 +27,5 @@ __all__ = [
     "LabelMapField",
     "RandomResizedCropDecoder",
     "label_pooling",
+    "pack_label_map",
 ]

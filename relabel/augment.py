@@ -10,7 +10,6 @@ import numba as nb
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from ffcv_fields.cuda import OUT_MACROS, compiled, launch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1

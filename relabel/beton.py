@@ -7,12 +7,11 @@ buffers.
 from pathlib import Path
 
 import numpy as np
+from ffcv_fields import LabelMapField
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.reader import Reader
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
-
-from ffcv_fields import LabelMapField
 
 from .errors import BadInput
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from ffcv_fields import CropSampler
 
 from . import scenes

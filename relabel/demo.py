@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
-
-from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
 
 from . import scenes
 from .commands import call

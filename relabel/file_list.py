@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
 from ffcv_fields.label_map import MAX_CLASSES
 
 from .atomic import write_text

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from ffcv_fields import CenterCropDecoder
 from ffcv.fields.decoders import IntDecoder
 from ffcv.transforms import ToTensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
-
-from ffcv_fields import CenterCropDecoder
 
 from .beton import labels_of
 from .distributed import Processes

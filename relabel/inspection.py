@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ffcv.fields.rgb_image import IMAGE_MODES
-from PIL import Image
-
 from ffcv_fields import label_pooling
 from ffcv_fields.label_map import pack_label_map, unpack_label_map
+from ffcv.fields.rgb_image import IMAGE_MODES
+from PIL import Image
 
 from .annotate import DenseAnnotator, Preprocessing
 from .beton import column, read_header

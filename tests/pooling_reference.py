@@ -2,10 +2,9 @@
 
 import numpy as np
 import torch
+from ffcv_fields.label_map import pack_label_map
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
-
-from ffcv_fields.label_map import pack_label_map
 
 
 def reference(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, temperature: float = 1.0) -> np.ndarray:

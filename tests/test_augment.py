@@ -7,10 +7,10 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 from cuda_tools import compile_for_gpu, compile_for_host
+from ffcv_fields.cuda import OUT_MACROS
 from scipy.stats import ks_2samp
 from torchvision.transforms import ColorJitter
 
-from ffcv_fields.cuda import OUT_MACROS
 from relabel.augment import (
     _STATISTICS,
     CUDA_SOURCE,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ffcv_fields import CropBoxDecoder, CropSampler, RandomResizedCropDecoder
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder
 from ffcv.pipeline import PipelineSpec
@@ -12,7 +13,6 @@ from ffcv.transforms import ToTensor
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from ffcv_fields import CropBoxDecoder, CropSampler, RandomResizedCropDecoder
 from relabel.loading import Loader
 from relabel.packing import write_beton
 

@@ -5,14 +5,14 @@ import io
 import numpy as np
 import pytest
 import torch
+from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomResizedCropDecoder
+from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from ffcv.transforms import ToTensor
 from PIL import Image
 from skimage import data
 
-from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomResizedCropDecoder
-from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from relabel.loading import Loader
 from relabel.packing import write_beton

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from ffcv_fields import LabelMapDecoder, LabelMapField
+from ffcv_fields.label_map import NO_LABEL_MAP, pack_label_map, unpack_label_map
 from conftest import label_map_tensor
 from ffcv.fields import IntField
 from ffcv.fields.decoders import IntDecoder
 from ffcv.transforms import ToTensor
 
-from ffcv_fields import LabelMapDecoder, LabelMapField
-from ffcv_fields.label_map import NO_LABEL_MAP, pack_label_map, unpack_label_map
 from relabel.loading import Loader
 from relabel.packing import write_beton
 

@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder
 from ffcv.fields.decoders import IntDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
-from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder
 from relabel.beton import read_header
 from relabel.errors import BadInput
 from relabel.loading import Loader

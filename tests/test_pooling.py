@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from ffcv_fields import label_pooling
+from ffcv_fields.label_map import NO_LABEL_MAP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pooling_reference import pooled_scores, problems, random_maps, reference
-
-from ffcv_fields import label_pooling
-from ffcv_fields.label_map import NO_LABEL_MAP
 
 FULL = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 

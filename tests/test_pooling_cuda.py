@@ -5,14 +5,13 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from cuda_tools import compile_for_gpu, compile_for_host
-from hypothesis import given, settings
-from pooling_reference import problems, random_maps, reference
-
 from ffcv_fields import label_pooling
-from ffcv_fields.cuda import OUT_MACROS
 from ffcv_fields.label_map import NO_LABEL_MAP
 from ffcv_fields.pooling import _MAP_MACROS, CUDA_SOURCE
+from cuda_tools import compile_for_gpu, compile_for_host
+from ffcv_fields.cuda import OUT_MACROS
+from hypothesis import given, settings
+from pooling_reference import problems, random_maps, reference
 
 VARIANTS = [(m, o) for m in _MAP_MACROS for o in OUT_MACROS]
 

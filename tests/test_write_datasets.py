@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ffcv_fields.label_map import unpack_label_map
 from conftest import ROOT, run, write_images, write_label_maps
 from PIL import Image
 
 import write_datasets
-from ffcv_fields.label_map import unpack_label_map
 from relabel.beton import read_header
 from relabel.errors import BadInput
 
