@@ -16,7 +16,6 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 
 import csv
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -32,7 +31,7 @@ from relabel.errors import BadInput
 from relabel.evaluate import average_precision, predict
 from relabel.folders import images_of
 from relabel.label_sets import ALEXNET_ERRORS, read_multilabel_records, read_real
-from relabel.loading import use_all_cores
+from relabel.loading import decoding_threads, use_all_cores
 from relabel.models import build_model, load_weights, published_model
 from relabel.precision import precision_of
 from relabel.settings import Choice, Flag, Number, load_settings, resolved
@@ -58,7 +57,7 @@ Section("data", "what to evaluate on: .beton files or folders; empty: not").para
     crop_ratio=Param(Number(0.1, 1), "side of the crop, share of the shorter side (1 for ImageNet-C)", default=0.875),
     lr_tta=Param(Flag(), "average with the mirrored image", default=False),
     batch_size=Param(Number(1, whole=True), "images in a step of a process", default=256),
-    num_workers=Param(Number(1, whole=True), "decoding threads or processes", default=os.cpu_count()),
+    num_workers=Param(Number(0, whole=True), "decoding threads of a machine; 0: all cores, 1 on the CPU", default=0),
 )
 Section("compute", "numbers").params(
     precision=Param(Choice("fp32", "bf16", "fp16"), "of the forward pass", default="fp32"),
@@ -136,7 +135,8 @@ def make_model(arch, weights, num_classes, use_blurpool):
 @param("compute.precision")
 def make_tools(model, processes, num_classes, size, crop_ratio, batch_size, num_workers, flip_average, precision):
     """Functions that open a set of images and that run the model over one."""
-    common = {"batch_size": batch_size, "num_workers": num_workers, "processes": processes}
+    threads = decoding_threads(num_workers, processes)
+    common = {"batch_size": batch_size, "num_workers": threads, "processes": processes}
     open_set = partial(images_of, num_classes=num_classes, size=size, crop_ratio=crop_ratio, **common)
     _, autocast = precision_of(precision, processes.device)
     look = partial(predict, model, device=processes.device, autocast=autocast, flip_average=flip_average)

@@ -19,7 +19,6 @@ steps.jsonl, curves.png, checkpoint.pt and the one before it.
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
 
-import os
 import resource
 from functools import partial
 from typing import NoReturn
@@ -50,7 +49,7 @@ from relabel.errors import BadInput
 from relabel.evaluate import evaluate
 from relabel.file_list import cleaned_labels
 from relabel.label_sets import read_multilabels
-from relabel.loading import Loader, packed_once, use_all_cores
+from relabel.loading import Loader, decoding_threads, packed_once, use_all_cores
 from relabel.models import build_model, load_weights
 from relabel.optim import build_optimizer, image_size, learning_rate
 from relabel.precision import precision_of
@@ -71,7 +70,9 @@ Section("data", "what is trained on, and how images are cropped and coloured").p
         "train_dataset": Param(str, "the training .beton; packed from data.data_path if missing", default=""),
         "val_dataset": Param(str, "the validation .beton; the same", default=""),
         "data_path": Param(str, "ImageNet's folder with train/ and val/, to pack from", default=""),
-        "num_workers": Param(Number(1, whole=True), "decoding threads of a machine", default=os.cpu_count()),
+        "num_workers": Param(
+            Number(0, whole=True), "decoding threads of a machine; 0: all cores, 1 on the CPU", default=0
+        ),
         "in_memory": Param(Flag(), "the file fits in memory: any order; else near-sequential reading", default=True),
         "decode": Param(
             Choice("fast", "exact"), "fast: only what the crop needs; exact: stock FFCV's pixels", default="fast"
@@ -247,7 +248,7 @@ def make_train_loader(
         batch_size=processes.share(batch_size, accumulate),
         rank=processes.rank,
         world_size=processes.world_size,
-        num_workers=-(-num_workers // processes.local_size),
+        num_workers=decoding_threads(num_workers, processes),
         seed=seed,
         order="random" if in_memory else "near_sequential",
         os_cache=in_memory,
@@ -279,7 +280,7 @@ def make_val_loader(
         batch_size=-(-batch_size // processes.world_size),
         rank=processes.rank,
         world_size=processes.world_size,
-        num_workers=-(-num_workers // processes.local_size),
+        num_workers=decoding_threads(num_workers, processes),
         order="sequential",
         os_cache=in_memory,
         drop_last=False,

@@ -2,7 +2,7 @@
 //   OUT_BYTES  4: float32, 2: float16 or bfloat16 (OUT_BFLOAT16)
 // With HOST_SHIM a kernel compiles as C++: a block is one thread, run in a loop over the blocks.
 
-#ifdef HOST_SHIM  // plain C++: a block is one thread, run in a loop over the samples
+#ifdef HOST_SHIM
 #include "host_shim.h"
 #else
 #define DEVICE __device__ __forceinline__

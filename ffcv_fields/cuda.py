@@ -44,9 +44,8 @@ def launch(kernel: Any, blocks: int, threads: int, arguments: tuple, shared: int
     """Launch on torch's current stream of `device`; tensors go in by their addresses, None as a null pointer."""
     import cupy
 
-    values = tuple(
-        a.data_ptr() if isinstance(a, torch.Tensor) else 0 if a is None else a for a in arguments
-    )  # fmt: skip
+    addresses = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
+    values = tuple(0 if a is None else a for a in addresses)
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
         kernel((blocks,), (threads,), values, shared_mem=shared)

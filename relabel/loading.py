@@ -19,7 +19,7 @@ from ffcv.pipeline.compiler import Compiler
 
 from .beton import CUSTOM_FIELDS, column, read_header
 from .commands import call
-from .distributed import started_by_torchrun
+from .distributed import Processes, started_by_torchrun
 from .errors import BadInput
 from .order import near_sequential_order, random_order, share_of
 
@@ -35,6 +35,16 @@ def use_all_cores(processes: int = 1) -> None:
     cores = max(1, numba.config.NUMBA_NUM_THREADS // processes)
     numba.set_num_threads(cores)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
+
+
+def decoding_threads(asked: int, processes: Processes) -> int:
+    """How many threads of this process decode: its share of the machine's `asked`.
+
+    0 stands for all cores, and on the CPU for one: the network needs the cores there, and OpenMP's threads, once there
+    are more of them than cores, sleep instead of waiting awake (two in the place of one cost a third of the speed).
+    """
+    threads = asked or (1 if processes.device.type == "cpu" else os.cpu_count() or 1)
+    return -(-threads // processes.local_size)
 
 
 def packed_once(split: str, path: str, data_path: str, label_map_dir: str) -> str:
