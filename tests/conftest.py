@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 # Commands run in processes of their own, forked from one that has imported the libraries (preload.py): the imports take
 # longer than most of the tests.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preload"])
 
