@@ -34,7 +34,7 @@ lint: setup
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml requirements.lock setup/install.sh ffcv_fields/crop_decode.c
+.venv/.installed: pyproject.toml requirements.lock setup/install.sh $(wildcard ffcv_fields/*.[ch])
 	bash setup/install.sh
 
 clean:

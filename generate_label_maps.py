@@ -8,11 +8,13 @@
         --model.weights=runs/birds/checkpoint.pt --model.num_classes=200
   then, with either:
     python write_datasets.py --cfg.data_dir=birds --cfg.label_map_dir=birds_maps.npy --cfg.write_path=birds.beton
+  or all in one, images and maps straight into the file to train on, as write_datasets.py packs them by default:
+    python generate_label_maps.py --data.data_dir=birds --maps.path=birds.beton --model.arch=resnet50 ... (as above)
 
-`maps.path` is a folder, which gets the official tree (CLASS/IMAGE.pt, float32 [2, top_k, size, size], rows = image y),
-or a .npy, which gets all maps in one file with float16 scores. A manifest beside them says how they were made. Stopped
-or killed, the same command goes on. The whole image is resized to a square, so that fractions of the map are fractions
-of the image.
+`maps.path` is a folder, which gets the official tree (CLASS/IMAGE.pt, float32 [2, top_k, size, size], rows = image y);
+or a .npy, which gets all maps in one file with float16 scores; or a .beton. A manifest beside them says how they were
+made. Stopped or killed, the same command goes on. The whole image is resized to a square, so that fractions of the map
+are fractions of the image.
 
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 """
@@ -35,7 +37,7 @@ from tqdm import tqdm
 from relabel import distributed
 from relabel.annotate import DenseAnnotator, Preprocessing, annotator_network, label_maps
 from relabel.atomic import write_text
-from relabel.commands import run_command
+from relabel.commands import call, run_command
 from relabel.errors import BadInput
 from relabel.file_list import find_images
 from relabel.label_map_files import manifest_of, open_archive, write_label_map
@@ -53,7 +55,7 @@ Section("data", "the images").params(
     num_workers=Param(Number(0, whole=True), "processes that decode, for each GPU", default=os.cpu_count()),
 )
 Section("maps", "the label maps").params(
-    path=Param(str, "the folder or .npy to write", required=True),
+    path=Param(str, "the folder, .npy or .beton to write", required=True),
     top_k=Param(Number(1, 100, whole=True), "classes at each place", default=5),
     size=Param(Number(1, 255, whole=True), "places along each side", default=15),
     image_size=Param(
@@ -72,7 +74,11 @@ def main(config) -> None:
     processes = distributed.join(settings["compute.gpu"], "nccl")
     device, say = processes.device, print if processes.first else (lambda _: None)
     use_all_cores(processes.local_size)
-    root, size, top_k = Path(settings["maps.path"]), settings["maps.size"], settings["maps.top_k"]
+    path, size, top_k = Path(settings["maps.path"]), settings["maps.size"], settings["maps.top_k"]
+    into_beton = path.suffix == ".beton"
+    if into_beton and path.exists():
+        raise BadInput(f"{path}: exists already; delete it, or give another maps.path")
+    root = path.with_name(path.name + ".maps.npy") if into_beton else path
     network, statistics, digest = annotator_network(
         settings["model.arch"], settings["model.weights"], settings["model.num_classes"]
     )
@@ -113,6 +119,17 @@ def main(config) -> None:
     if processes.first:
         store.finish()
         say(f"{root}: {len(names):,} label maps, {manifest_of(root)}")
+        if into_beton:
+            pack(root, settings["data.data_dir"], path)
+
+
+def pack(archive, data_dir, path):
+    """Images and label maps into the `.beton` `path`; the archive is not needed then."""
+    settings = {"data_dir": data_dir, "label_map_dir": archive, "write_path": path}
+    if call("write_datasets.py", *(f"--cfg.{name}={value}" for name, value in settings.items())):
+        raise BadInput(f"{path} could not be packed; the message above says why, {archive} is kept")
+    archive.unlink()
+    manifest_of(archive).unlink()
 
 
 @param("maps.top_k")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from ffcv_fields import LabelMapField, pack_label_map
+from ffcv_fields import LabelMapField, image_field, pack_label_map
 from fastargs import Param, Section
 from fastargs.decorators import param, section
-from ffcv.fields import IntField, RGBImageField
+from ffcv.fields import IntField
 from PIL import Image, UnidentifiedImageError
 
 from relabel.commands import run_command
@@ -49,6 +49,11 @@ Section("cfg", "what to pack and how").params(
     compress_probability=Param(Number(0, 1), "share of jpg in write_mode=proportion", default=0.5),
     max_resolution=Param(Number(0, 65535, whole=True), "longest side stored, in pixels; 0: as it is", default=500),
     jpeg_quality=Param(Number(1, 100, whole=True), "quality of stored JPEGs", default=90),
+    restart_interval=Param(
+        Number(0, 65535, whole=True),
+        "MCUs (16 x 16 pixels) between a JPEG's restart markers, where the decoding of crops begins; 0: none",
+        default=4,
+    ),
     num_workers=Param(Number(1, whole=True), "worker processes", default=os.cpu_count()),
     chunk_size=Param(Number(1, whole=True), "images a worker takes at a time", default=100),
     subset=Param(Number(-1, whole=True), "pack the first so many images; -1: all", default=-1),
@@ -69,6 +74,7 @@ Section("cfg", "what to pack and how").params(
 @param("compress_probability")
 @param("max_resolution")
 @param("jpeg_quality")
+@param("restart_interval")
 @param("num_workers")
 @param("chunk_size")
 @param("subset")
@@ -84,6 +90,7 @@ def main(
     compress_probability,
     max_resolution,
     jpeg_quality,
+    restart_interval,
     num_workers,
     chunk_size,
     subset,
@@ -98,7 +105,8 @@ def main(
 
     images, classes = find_images(Path(data_dir))
     fields = {
-        "image": RGBImageField(
+        "image": image_field(
+            restart_interval,
             write_mode=write_mode,
             max_resolution=max_resolution or None,
             jpeg_quality=jpeg_quality,

@@ -12,6 +12,10 @@ scale 0.08-1 to 160, 192 and 224 pixels, flip, float32 normalization. Every load
   ours                 with the label map decoded and pooled into the soft target by the reading thread
   ours_pool_in_loader  the same, pooled by the loader's thread
   ours_no_label_map    without, to see what the label map costs
+  ours_no_markers      from JPEGs without restart markers (cfg.restart_interval=0)
+
+`--recipe` times the official recipe's whole way instead, ours against the official one: both also draw ColorJitter
+(0.4, 0.4, 0.4) and PCA lighting, on the same cores.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +38,7 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTo
 from PIL import Image
 
 import write_datasets
-from relabel.augment import IMAGENET_MEAN, IMAGENET_STD
+from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, PCA_VALUES, PCA_VECTORS, augment
 from relabel.label_map_files import write_label_map
 from relabel.loading import Loader, use_all_cores
 
@@ -72,12 +77,16 @@ def pack(root: Path) -> None:
     common = {"data_dir": str(root / "images"), "axis_order": "yx", "max_resolution": 0, "num_workers": CORES}
     maps = {"label_map_dir": str(root / "label_maps")}
     write_datasets.main(write_path=str(root / "jpg.beton"), write_mode="jpg", **common, **maps)
+    # As FFCV's own writer writes them:
+    write_datasets.main(write_path=str(root / "plain.beton"), write_mode="jpg", restart_interval=0, **common, **maps)
     write_datasets.main(write_path=str(root / "raw.beton"), write_mode="raw", **common, **maps)
 
 
-def ours(root: Path, size: int, label_map: bool = True, in_loader: bool = False) -> Callable[[], Iterator]:
+def ours(
+    root: Path, size: int, label_map: bool = True, in_loader: bool = False, coloured: bool = False, file: str = "jpg"
+) -> Callable[[], Iterator]:
     crops = CropSampler(0)
-    normalize = (IMAGENET_MEAN, IMAGENET_STD)
+    normalize = None if coloured else (IMAGENET_MEAN, IMAGENET_STD)
     pipelines = {
         "image": [RandomResizedCropDecoder(size, crops, normalize=normalize), ToTensor()],
         "label": [IntDecoder(), ToTensor()],
@@ -87,11 +96,13 @@ def ours(root: Path, size: int, label_map: bool = True, in_loader: bool = False)
         pipelines["label_map"] = [LabelMapDecoder(), ToTensor()]
         pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])
     loader = Loader(
-        str(root / "jpg.beton"), num_classes=1000, order="random", num_workers=CORES, crops=crops, batch_size=BATCH,
-        drop_last=True, pipelines=pipelines, finish=pool if in_loader else None,
+        str(root / f"{file}.beton"), num_classes=1000, order="random", num_workers=CORES, crops=crops,
+        batch_size=BATCH, drop_last=True, pipelines=pipelines, finish=pool if in_loader else None,
     )  # fmt: skip
     if in_loader or not label_map:
         return lambda: loader.epoch(0)
+    if coloured:
+        return lambda: map(colour, map(pool, loader.epoch(0)))
     return lambda: map(pool, loader.epoch(0))
 
 
@@ -100,12 +111,16 @@ def pool(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     return images, label_pooling(maps, boxes, 1000, labels.view(-1))
 
 
-def stock_ffcv(root: Path, size: int, mode: str) -> Callable[[], Iterator]:
+def colour(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return augment(batch[0], np.random.default_rng(0), 0.4, 0.1, torch.float32), batch[1]
+
+
+def stock_ffcv(root: Path, size: int, file: str) -> Callable[[], Iterator]:
     decoder = RandomResizedCropRGBImageDecoder((size, size))
     normalize = NormalizeImage(MEAN_255, STD_255, np.float32)
     image = [decoder, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()]
     loader = Loader(
-        str(root / f"{mode}.beton"), num_classes=1000, order="random", num_workers=CORES, batch_size=BATCH,
+        str(root / f"{file}.beton"), num_classes=1000, order="random", num_workers=CORES, batch_size=BATCH,
         drop_last=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor()], "label_map": None},
     )  # fmt: skip
     return lambda: loader.epoch(0)
@@ -157,14 +172,15 @@ def torchvision_loader(root: Path, size: int, version: int) -> Callable[[], Iter
 class _Official(torch.utils.data.Dataset):
     """An image, its crop box and its label map, as the official project's data set hands them out."""
 
-    def __init__(self, root: Path, size: int) -> None:
+    def __init__(self, root: Path, size: int, coloured: bool) -> None:
         from torchvision import datasets
         from torchvision.transforms import v2
 
+        colours = [v2.ColorJitter(0.4, 0.4, 0.4), v2.Lambda(lighting)] if coloured else []
         self.images = datasets.ImageFolder(root / "images", allow_empty=True)
         self.maps, self.size, self.crop = root / "label_maps", size, v2.RandomResizedCrop
         self.finish = v2.Compose(
-            [v2.RandomHorizontalFlip(), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+            [v2.RandomHorizontalFlip(), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), *colours,
              v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         )  # fmt: skip
 
@@ -183,9 +199,14 @@ class _Official(torch.utils.data.Dataset):
         return self.finish(F.resized_crop(image, y, x, h, w, [self.size, self.size])), label, box, label_map
 
 
-def official_loader(root: Path, size: int) -> Callable[[], Iterator]:
+def lighting(image: torch.Tensor) -> torch.Tensor:
+    """PCA lighting of deviation 0.1 of one image `[3, S, S]`, values 0..1."""
+    return image + (torch.tensor(PCA_VECTORS) @ (torch.randn(3) * 0.1 * torch.tensor(PCA_VALUES)))[:, None, None]
+
+
+def official_loader(root: Path, size: int, coloured: bool = False) -> Callable[[], Iterator]:
     loader = torch.utils.data.DataLoader(
-        _Official(root, size), BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
+        _Official(root, size, coloured), BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
     )
 
     def epoch():
@@ -199,12 +220,17 @@ PEERS = {
     "ours": ours,
     "ours_pool_in_loader": lambda root, size: ours(root, size, in_loader=True),
     "ours_no_label_map": lambda root, size: ours(root, size, label_map=False),
-    "ffcv_jpg": lambda root, size: stock_ffcv(root, size, "jpg"),
+    "ours_no_markers": lambda root, size: ours(root, size, file="plain"),
+    "ffcv_jpg": lambda root, size: stock_ffcv(root, size, "plain"),
     "ffcv_raw": lambda root, size: stock_ffcv(root, size, "raw"),
     "dali": dali,
     "torchvision_v1": lambda root, size: torchvision_loader(root, size, 1),
     "torchvision_v2": lambda root, size: torchvision_loader(root, size, 2),
     "official": official_loader,
+}
+RECIPE = {
+    "ours": lambda root, size: ours(root, size, coloured=True),
+    "official": lambda root, size: official_loader(root, size, coloured=True),
 }
 
 
@@ -224,17 +250,13 @@ def median_with_interval(values: list[float]) -> str:
     return f"{statistics.median(values):.1%} ({low:.1%} to {high:.1%})"
 
 
-def main(count: int, sizes: list[int], rounds: int, only: list[str]) -> None:
-    import ffcv
-    import numba
-    import torchvision
-    from nvidia import dali as nvidia_dali
-
+def main(count: int, sizes: list[int], rounds: int, peers: dict[str, Callable]) -> None:
     use_all_cores()
+    packages = ("torch", "torchvision", "ffcv", "numba", *(["nvidia-dali-cuda130"] if "dali" in peers else []))
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     print(
-        f"{CORES} cores ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, FFCV {ffcv.__version__}, numba {numba.__version__}, "
-        f"DALI {nvidia_dali.__version__}; {count} images, batches of {BATCH}, median of {rounds} rounds"
+        f"{CORES} cores ({platform.machine()}), Python {platform.python_version()}, {versions}; "
+        f"{count} images, batches of {BATCH}, median of {rounds} rounds"
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -242,7 +264,7 @@ def main(count: int, sizes: list[int], rounds: int, only: list[str]) -> None:
         pack(root)
         medians, costs = {}, {}
         for size in sizes:
-            loaders = {name: PEERS[name](root, size) for name in only}
+            loaders = {name: make(root, size) for name, make in peers.items()}
             speeds: dict[str, list[float]] = {name: [] for name in loaders}
             for round_number in range(rounds + 1):
                 for name, epoch in loaders.items():
@@ -250,7 +272,7 @@ def main(count: int, sizes: list[int], rounds: int, only: list[str]) -> None:
                     if round_number:  # the first compiles and fills caches
                         speeds[name].append(speed)
             medians[size] = {name: statistics.median(values) for name, values in speeds.items()}
-            if {"ours", "ours_no_label_map"} <= set(only):
+            if {"ours", "ours_no_label_map"} <= set(peers):
                 pairs = zip(speeds["ours"], speeds["ours_no_label_map"], strict=True)
                 costs[size] = [f"label map costs {median_with_interval([1 - a / b for a, b in pairs])}"]
             del loaders
@@ -270,6 +292,9 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=2560, help="images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[160, 192, 224], help="output sizes in pixels")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each loader, interleaved")
-    parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="loaders to time")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="loaders to time")
+    which.add_argument("--recipe", action="store_true", help="the official recipe's whole way, with its colours")
     arguments = parser.parse_args()
-    main(arguments.count, arguments.sizes, arguments.rounds, arguments.only)
+    peers = RECIPE if arguments.recipe else {name: PEERS[name] for name in arguments.only}
+    main(arguments.count, arguments.sizes, arguments.rounds, peers)

@@ -15,7 +15,7 @@ if numba.config.THREADING_LAYER == "default":
     numba.config.THREADING_LAYER = "omp"
 
 from .crops import CropSampler
-from .image import CenterCropDecoder, CropBoxDecoder, RandomResizedCropDecoder
+from .image import CenterCropDecoder, CropBoxDecoder, RandomResizedCropDecoder, image_field
 from .label_map import LabelMapDecoder, LabelMapField, pack_label_map
 from .pooling import label_pooling
 
@@ -26,6 +26,7 @@ __all__ = [
     "LabelMapDecoder",
     "LabelMapField",
     "RandomResizedCropDecoder",
+    "image_field",
     "label_pooling",
     "pack_label_map",
 ]

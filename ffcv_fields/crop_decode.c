@@ -1,7 +1,7 @@
 // Decode what a crop needs of a JPEG, and resize it: the pixels of RandomResizedCropDecoder(decode="fast").
 //
-// 1. libjpeg decodes only the rows and columns of the crop (jpeg_skip_scanlines, jpeg_crop_scanline; the rows below it
-//    are not even entropy-decoded), at 1/2, 1/4 or 1/8 scale where the crop has that many pixels to spare.
+// 1. libjpeg decodes only the rows and columns of the crop (jpeg_skip_scanlines, jpeg_crop_scanline), at 1/2, 1/4 or
+//    1/8 scale where the crop has that many pixels to spare; its entropy decoder is ours (huffman.c).
 // 2. An area filter (each output pixel is the mean of the rectangle that it covers) resizes, vertically while rows
 //    arrive, then horizontally; enlarging is bilinear. Rows hold 4 bytes a pixel: one vector load takes two pixels.
 //
@@ -18,6 +18,8 @@
 #include <string.h>
 
 #include <jpeglib.h>
+
+#include "huffman.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -277,6 +279,7 @@ static int resizer_take(Resizer *r, int y, const uint8_t *row, const uint8_t *be
 typedef struct {
   struct jpeg_decompress_struct info;
   ErrorManager error;
+  Huffman huffman;
   int ready;
 } Decompressor;
 
@@ -346,6 +349,8 @@ static int decode_jpeg(const uint8_t *source, size_t bytes, int height, int widt
   if (right > (int)info->output_width) right = info->output_width;
   JDIMENSION start = left, columns = right - left;
   if ((int)columns < (int)info->output_width) jpeg_crop_scanline(info, &start, &columns);
+  const JDIMENSION mcu = DCTSIZE / denominator * (info->num_components > 1 ? info->max_h_samp_factor : 1);
+  huffman_take_over(info, &d->huffman, (int)(start / mcu), (int)((start + columns - 1) / mcu));
   if (top > 0) jpeg_skip_scanlines(info, top);
 
   const size_t row_bytes = aligned(4 * (size_t)(width + 66));  // a decoded row has the whole width, at most

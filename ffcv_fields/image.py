@@ -1,4 +1,4 @@
-"""FFCV decoders of the image field: the pixels of a crop that is known before decoding, and the crop's box.
+"""FFCV's image field with JPEGs that crops are decoded from fast, and its decoders: a crop's pixels, and its box.
 
 `decode="fast"` (crop_decode.c) decodes only the rows and columns of the crop and resizes while rows arrive.
 `decode="exact"` gives stock FFCV's pixels bit for bit: the whole image is decoded, then OpenCV's area filter.
@@ -7,10 +7,13 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+import cv2
 import numba as nb
 import numpy as np
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.fields import RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder, resizer
 from ffcv.libffcv import ctypes_imdecode, ctypes_memcopy, ctypes_resize
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
@@ -27,6 +30,38 @@ _jpeg_has_size_c = _library.jpeg_has_size
 _jpeg_has_size_c.argtypes, _jpeg_has_size_c.restype = 4 * [ctypes.c_int64], ctypes.c_int64
 _scratch_bytes_c = _library.crop_decode_scratch_bytes
 _scratch_bytes_c.argtypes, _scratch_bytes_c.restype = 2 * [ctypes.c_int64], ctypes.c_int64
+
+
+def image_field(restart_interval: int, **settings) -> RGBImageField:
+    """FFCV's image field, with a restart marker in its JPEGs every so many MCUs.
+
+    A marker is a place where decoding can begin: `decode="fast"` passes over what lies before and beside a crop from
+    marker to marker. They are plain JPEGs with the same pixels, for every reader; a marker takes about 4 bytes.
+
+    Args:
+        restart_interval: MCUs (16 x 16 pixels) from marker to marker; 0 for none, as FFCV writes them.
+        settings: `RGBImageField`'s. `write_mode="smart"` is "raw", as FFCV's is without a threshold.
+    """
+    field = RGBImageField(**settings)
+    field.encode = partial(_encode, field, restart_interval)  # on FFCV's own class, which files name by its number
+    return field
+
+
+def _encode(field, restart_interval, destination, image, malloc):
+    pixels = resizer(np.array(image), field.max_resolution)
+    jpg = field.write_mode == "jpg" or (field.write_mode == "proportion" and np.random.rand() < field.proportion)
+    if jpg:
+        options = [cv2.IMWRITE_JPEG_QUALITY, field.jpeg_quality, cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval]
+        good, stored = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+        if not good:
+            raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels cannot be stored as JPEG")
+        stored = stored.reshape(-1)
+    else:
+        stored = np.ascontiguousarray(pixels).reshape(-1)
+    destination["mode"] = IMAGE_MODES["jpg" if jpg else "raw"]
+    destination["height"], destination["width"] = pixels.shape[:2]
+    destination["data_ptr"], storage = malloc(stored.nbytes)
+    storage[:] = stored
 
 
 class _CropDecoder(SimpleRGBImageDecoder):

@@ -130,6 +130,13 @@ def test_maps_are_generated_in_the_official_format_and_go_on_where_they_stopped(
         assert read_header(str(path)).handlers["label_map"].imported_axis_order == "yx"  # from the manifest
         stored[source] = [sample.scores for sample in Samples(str(path))]
     np.testing.assert_allclose(stored[tree], stored[archive], atol=1e-2)
+
+    straight = generate(tmp_path / "images", tmp_path / "straight.beton")
+    assert straight.returncode == 0, straight.stderr
+    np.testing.assert_allclose([s.scores for s in Samples(f"{tmp_path}/straight.beton")], stored[archive], atol=1e-2)
+    assert sorted(p.name for p in tmp_path.glob("straight*")) == ["straight.beton", "straight.beton.files.json"]
+    again = generate(tmp_path / "images", tmp_path / "straight.beton")
+    assert again.returncode == 1 and "exists already" in again.stderr
     assert len(files) == 12
 
 

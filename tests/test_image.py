@@ -5,11 +5,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomResizedCropDecoder
+from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomResizedCropDecoder, image_field
 from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from ffcv.fields import IntField, RGBImageField
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, encode_jpeg
 from ffcv.transforms import ToTensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
@@ -29,7 +31,7 @@ def photograph(which, longest=500):
 def jpeg_of(image, **options):
     file = io.BytesIO()
     image.save(file, "JPEG", **({"quality": 90} | options))
-    return np.frombuffer(file.getvalue(), np.uint8)
+    return np.frombuffer(file.getvalue(), np.uint8).copy()
 
 
 def crop_decode(source, height, width, box, size, raw=False, flip=False, statistics=None):
@@ -129,6 +131,81 @@ def test_every_kind_of_jpeg_and_corner(options, mode, box):
     assert code == 0
     if box[2] >= 32:  # else it is enlarged
         assert np.abs(ours - area_crop(pixels, box, 32)).mean() < 3
+
+
+def libjpeg_s(jpeg, height, width):
+    """All pixels as FFCV's own decoder, which is libjpeg, gives them."""
+    from ffcv.libffcv import imdecode
+
+    pixels = np.empty((height, width, 3), np.uint8)
+    assert imdecode(jpeg, pixels, height, width, height, width, 0, 0, 1, 1, False, False) == 0
+    return pixels
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.sampled_from([0, 1, 2]), st.integers(1, 100), st.sampled_from([0, 1, 3, 40]), st.booleans(),
+    st.sampled_from(["RGB", "L"]), st.integers(1, 120), st.integers(0, 3), st.booleans(),
+)  # fmt: skip
+def test_our_huffman_decoder_gives_libjpeg_s_pixels_bit_for_bit(
+    subsampling, quality, interval, optimize, mode, side, which, noise
+):
+    image = photograph(which, 140).convert(mode).crop((5, 5, 5 + side, 5 + side))
+    if noise:  # long codes
+        shape = np.asarray(image).shape
+        image = Image.fromarray(np.random.default_rng(side).integers(0, 256, shape, dtype=np.uint8))
+    options = {"subsampling": subsampling} if mode == "RGB" else {}
+    jpeg = jpeg_of(image, quality=quality, restart_marker_blocks=interval, optimize=optimize, **options)
+    code, ours = crop_decode(jpeg, side, side, (0, 0, side, side), side)
+    assert code == 0 and np.array_equal(ours, libjpeg_s(jpeg, side, side))
+
+
+def test_crops_of_jpegs_with_restart_markers_are_those_without(tmp_path):
+    pixels, stored = np.asarray(photograph(0)), {}
+    for interval in (0, 1, 4, 7, 29, 1000):
+        field, memory = image_field(interval, write_mode="jpg", jpeg_quality=90), []
+        metadata = np.zeros(1, field.metadata_type)[0]
+        field.encode(metadata, pixels, lambda size, to=memory: (0, to.append(np.zeros(size, np.uint8)) or to[-1]))
+        stored[interval] = memory[0]
+        assert np.array_equal(libjpeg_s(memory[0], 300, 451), libjpeg_s(stored[0], 300, 451))
+    assert stored[0].tobytes() == bytes(encode_jpeg(pixels, 90)) and len(stored[4]) < 1.03 * len(stored[0])
+    sample, _ = CropSampler(0, scale=(0.01, 1)).compile()
+    for i in range(60):
+        for size in (24, 96):
+            box = sample(i, 300, 451)
+            _, expected = crop_decode(stored[0], 300, 451, box, size)
+            for interval, jpeg in stored.items():
+                code, ours = crop_decode(jpeg, 300, 451, box, size)
+                assert code == 0 and np.array_equal(ours, expected), (interval, box, size)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.sampled_from([0, 1, 5]), st.integers(1, 12), st.booleans())
+def test_damaged_entropy_data_are_pixels_or_a_code_and_no_crash(seed, interval, changes, cut):
+    rng, image = np.random.default_rng(seed), photograph(1, 120)
+    jpeg = jpeg_of(image, restart_marker_blocks=interval)
+    for at in rng.integers(0, len(jpeg), changes):
+        jpeg[at] = rng.choice([0, 0xFF, 0xD0, 0xD7, 0xD9, rng.integers(256)])
+    if cut:
+        jpeg = jpeg[: rng.integers(len(jpeg))].copy()
+    y, x = rng.integers(0, 100, 2)
+    code, _ = crop_decode(jpeg, image.height, image.width, (y, x, 120 - y, 120 - x), 40)
+    assert code in (0, 1, 2)
+
+
+@pytest.mark.parametrize("interval", [0, 4])
+def test_data_that_end_before_the_crop_does_are_a_code(interval):
+    image = photograph(1, 120)
+    jpeg = jpeg_of(image, restart_marker_blocks=interval)
+    for end in range(len(jpeg) // 3, len(jpeg) - 20, 101):
+        code, _ = crop_decode(jpeg[:end].copy(), 120, 120, (100, 90, 20, 30), 16)
+        assert code == 1
+        code, _ = crop_decode(np.concatenate([jpeg[:end], [255, 217]]).astype(np.uint8), 120, 120, (9, 0, 111, 120), 16)
+        assert code == 1
+    missing = [i for i in range(len(jpeg)) if jpeg[i] == 255 and jpeg[i + 1] == 0xD2]
+    for at in missing[:1]:  # the third marker is missing
+        code, _ = crop_decode(np.delete(jpeg, [at, at + 1]), 120, 120, (100, 90, 20, 30), 16)
+        assert code == 1
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,13 @@ def test_write_modes_and_max_resolution(folders, tmp_path, mode, modes):
     assert max(images["height"].max(), images["width"].max()) <= 50
 
 
+@pytest.mark.parametrize("settings, markers", [({}, True), ({"restart_interval": 0}, False)])
+def test_stored_jpegs_have_restart_markers(folders, tmp_path, settings, markers):
+    write(folders[0], tmp_path / "t.beton", subset=4, **settings)
+    first = (tmp_path / "t.beton").read_bytes().split(b"\xff\xd8")[1]
+    assert (b"\xff\xd0" in first) == (b"\xff\xdd" in first) == markers  # RST0, and DRI, which says how often
+
+
 @pytest.mark.parametrize(
     "arguments, code, says",
     [

@@ -1,0 +1,93 @@
+"""Damaged JPEGs through crop_decode.c and huffman.c, built with gcc's address and undefined-behaviour sanitizers.
+
+    python tests/fuzz_jpeg.py --seconds 60
+
+Images of all kinds of JPEG are encoded, damaged, cut off, and decoded from memory of exactly their size. The first read
+or write outside a buffer ends it with the sanitizer's report and exit code 1.
+"""
+
+import argparse
+import collections
+import ctypes
+import io
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SOURCES = [Path(__file__).parents[1] / "ffcv_fields" / name for name in ("crop_decode.c", "huffman.c")]
+MARKERS = (0, 0xFF, 0xD0, 0xD1, 0xD7, 0xD9)
+
+
+def build(library: Path) -> None:
+    include = sysconfig.get_path("include")
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, f"-I{include}", "-o", library, *SOURCES, "-ljpeg"], check=True)
+
+
+def jpeg(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    mode = rng.choice(["RGB", "L"])
+    noise = rng.integers(0, 256, (height, width, 3) if rng.random() < 0.3 else (1 + height // 20, 1 + width // 20, 3))
+    image = Image.fromarray(noise.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    options = {"subsampling": int(rng.integers(3))} if mode == "RGB" else {}
+    file = io.BytesIO()
+    image.save(
+        file, "JPEG", quality=int(rng.integers(1, 101)), optimize=bool(rng.random() < 0.5),
+        restart_marker_blocks=int(rng.choice([0, 0, 1, 2, 4, 9])), progressive=bool(rng.random() < 0.1), **options,
+    )  # fmt: skip
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def damaged(rng: np.random.Generator, whole: np.ndarray) -> np.ndarray:
+    bytes_ = whole.copy()
+    first = 0 if rng.random() < 0.3 else whole.tobytes().find(b"\xff\xda")  # mostly behind the header
+    for at in rng.integers(first, len(bytes_), rng.integers(0, 8)):
+        bytes_[at] = rng.choice([*MARKERS, rng.integers(256)])
+    return bytes_[: rng.integers(len(bytes_))].copy() if rng.random() < 0.3 else bytes_
+
+
+def main(library: str, seed: int, seconds: float) -> None:
+    c = ctypes.CDLL(library)
+    c.crop_decode.argtypes, c.crop_decode.restype = 14 * [ctypes.c_int64], ctypes.c_int64
+    c.crop_decode_scratch_bytes.argtypes = 2 * [ctypes.c_int64]
+    c.crop_decode_scratch_bytes.restype = ctypes.c_int64
+    rng, end, codes = np.random.default_rng(seed), time.monotonic() + seconds, collections.Counter()
+    while time.monotonic() < end:
+        height, width = (int(side) for side in rng.integers(1, 140, 2))
+        whole = jpeg(rng, height, width)
+        for _ in range(5):
+            source, size = damaged(rng, whole), int(rng.integers(1, 60))
+            y, x = int(rng.integers(height)), int(rng.integers(width))
+            box = y, x, int(rng.integers(1, height - y + 1)), int(rng.integers(1, width - x + 1))
+            out = np.empty((size, size, 3), np.uint8)
+            scratch = np.empty(c.crop_decode_scratch_bytes(max(height, width), size), np.uint8)
+            flip, memory = int(rng.integers(2)), (out.ctypes.data, scratch.ctypes.data)
+            codes[c.crop_decode(source.ctypes.data, source.size, 0, height, width, *box, size, flip, 0, *memory)] += 1
+    print(f"{codes.total():,} JPEGs: {codes[0]:,} decoded, {codes[1]:,} damaged, {codes[2]:,} of another size")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="how long [60]")
+    parser.add_argument("--seed", type=int, default=0, help="of what is tried [0]")
+    parser.add_argument("--library", help=argparse.SUPPRESS)  # given to itself, once it is built
+    arguments = parser.parse_args()
+    if arguments.library:
+        main(arguments.library, arguments.seed, arguments.seconds)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            build(Path(folder) / "decode.so")
+            names = [f"lib{name}.so" for name in ("asan", "ubsan")]
+            preload = [subprocess.run(["gcc", f"-print-file-name={n}"], capture_output=True, text=True) for n in names]
+            environment = os.environ | {
+                "LD_PRELOAD": " ".join(p.stdout.strip() for p in preload),
+                "ASAN_OPTIONS": "detect_leaks=0:exitcode=1", "PYTHONMALLOC": "malloc",
+            }  # fmt: skip
+            command = [sys.executable, *sys.argv, "--library", f"{folder}/decode.so"]
+            sys.exit(subprocess.run(command, env=environment).returncode)
