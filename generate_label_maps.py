@@ -89,7 +89,13 @@ def main(config) -> None:
     grid = annotator.grid
     annotator = annotator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessing = Preprocessing(image_size, **statistics)
-    images, _ = find_images(Path(settings["data.data_dir"]))
+    images, folders = find_images(Path(settings["data.data_dir"]))
+    num_classes = settings["model.num_classes"]
+    if into_beton and num_classes > len(folders):
+        raise BadInput(
+            f"{settings['data.data_dir']}: has {len(folders)} class folders, the annotator {num_classes} classes; a "
+            ".beton needs a folder, if an empty one, for each"
+        )
     names = [file.relative_to(settings["data.data_dir"]).as_posix() for file, _ in images]
     manifest = {
         "model": settings["model.arch"],

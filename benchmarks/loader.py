@@ -3,7 +3,8 @@
     pip install .[bench] && python -m benchmarks.loader
 
 Work: JPEGs of ImageNet's sizes (mean about 500 x 400, quality 90, made from real photographs), RandomResizedCrop with
-scale 0.08-1 to 160, 192 and 224 pixels, flip, float32 normalization. Every loader gets all cores. Peers:
+scale 0.08-1 to 160, 192 and 224 pixels, flip, float32 normalization. Every loader gets all cores. An epoch is two
+passes over the images, so that its start weighs less (an epoch of ImageNet has 5,000 batches). Peers:
 
   ffcv_jpg, ffcv_raw   stock FFCV's decoder and its own flip and normalization
   dali                 NVIDIA DALI's CPU pipeline: decode_random_crop, resize, crop_mirror_normalize
@@ -13,9 +14,6 @@ scale 0.08-1 to 160, 192 and 224 pixels, flip, float32 normalization. Every load
   ours_pool_in_loader  the same, pooled by the loader's thread
   ours_no_label_map    without, to see what the label map costs
   ours_no_markers      from JPEGs without restart markers (cfg.restart_interval=0)
-
-`--recipe` times the official recipe's whole way instead, ours against the official one: both also draw ColorJitter
-(0.4, 0.4, 0.4) and PCA lighting, on the same cores.
 """
 
 import argparse
@@ -38,14 +36,14 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTo
 from PIL import Image
 
 import write_datasets
-from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, PCA_VALUES, PCA_VECTORS, augment
+from relabel.augment import IMAGENET_MEAN, IMAGENET_STD
 from relabel.label_map_files import write_label_map
 from relabel.loading import Loader, use_all_cores
 
 from .label_pooling import official
 
 CORES = len(os.sched_getaffinity(0))
-BATCH = 256
+BATCH, PASSES = 256, 2
 MEAN_255, STD_255 = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 255
 
 
@@ -83,10 +81,10 @@ def pack(root: Path) -> None:
 
 
 def ours(
-    root: Path, size: int, label_map: bool = True, in_loader: bool = False, coloured: bool = False, file: str = "jpg"
+    root: Path, size: int, label_map: bool = True, in_loader: bool = False, file: str = "jpg"
 ) -> Callable[[], Iterator]:
     crops = CropSampler(0)
-    normalize = None if coloured else (IMAGENET_MEAN, IMAGENET_STD)
+    normalize = (IMAGENET_MEAN, IMAGENET_STD)
     pipelines = {
         "image": [RandomResizedCropDecoder(size, crops, normalize=normalize), ToTensor()],
         "label": [IntDecoder(), ToTensor()],
@@ -99,20 +97,15 @@ def ours(
         str(root / f"{file}.beton"), num_classes=1000, order="random", num_workers=CORES, crops=crops,
         batch_size=BATCH, drop_last=True, pipelines=pipelines, finish=pool if in_loader else None,
     )  # fmt: skip
+    loader.kept = np.tile(loader.kept, PASSES)
     if in_loader or not label_map:
         return lambda: loader.epoch(0)
-    if coloured:
-        return lambda: map(colour, map(pool, loader.epoch(0)))
     return lambda: map(pool, loader.epoch(0))
 
 
 def pool(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels, maps, boxes = batch
     return images, label_pooling(maps, boxes, 1000, labels.view(-1))
-
-
-def colour(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return augment(batch[0], np.random.default_rng(0), 0.4, 0.1, torch.float32), batch[1]
 
 
 def stock_ffcv(root: Path, size: int, file: str) -> Callable[[], Iterator]:
@@ -123,6 +116,7 @@ def stock_ffcv(root: Path, size: int, file: str) -> Callable[[], Iterator]:
         str(root / f"{file}.beton"), num_classes=1000, order="random", num_workers=CORES, batch_size=BATCH,
         drop_last=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor()], "label_map": None},
     )  # fmt: skip
+    loader.kept = np.tile(loader.kept, PASSES)
     return lambda: loader.epoch(0)
 
 
@@ -141,7 +135,7 @@ def dali(root: Path, size: int) -> Callable[[], Iterator]:
 
     built = pipeline()
     built.build()
-    steps = built.reader_meta("files")["epoch_size"] // BATCH
+    steps = PASSES * built.reader_meta("files")["epoch_size"] // BATCH
 
     def epoch():
         for _ in range(steps):
@@ -163,6 +157,7 @@ def torchvision_loader(root: Path, size: int, version: int) -> Callable[[], Iter
     else:
         transform = v2.Compose([v2.PILToTensor(), crop, flip, *to_float])
     dataset = datasets.ImageFolder(root / "images", transform, allow_empty=True)
+    dataset.samples *= PASSES
     loader = torch.utils.data.DataLoader(
         dataset, BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
     )
@@ -172,15 +167,15 @@ def torchvision_loader(root: Path, size: int, version: int) -> Callable[[], Iter
 class _Official(torch.utils.data.Dataset):
     """An image, its crop box and its label map, as the official project's data set hands them out."""
 
-    def __init__(self, root: Path, size: int, coloured: bool) -> None:
+    def __init__(self, root: Path, size: int) -> None:
         from torchvision import datasets
         from torchvision.transforms import v2
 
-        colours = [v2.ColorJitter(0.4, 0.4, 0.4), v2.Lambda(lighting)] if coloured else []
         self.images = datasets.ImageFolder(root / "images", allow_empty=True)
+        self.images.samples *= PASSES
         self.maps, self.size, self.crop = root / "label_maps", size, v2.RandomResizedCrop
         self.finish = v2.Compose(
-            [v2.RandomHorizontalFlip(), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), *colours,
+            [v2.RandomHorizontalFlip(), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
              v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         )  # fmt: skip
 
@@ -199,14 +194,9 @@ class _Official(torch.utils.data.Dataset):
         return self.finish(F.resized_crop(image, y, x, h, w, [self.size, self.size])), label, box, label_map
 
 
-def lighting(image: torch.Tensor) -> torch.Tensor:
-    """PCA lighting of deviation 0.1 of one image `[3, S, S]`, values 0..1."""
-    return image + (torch.tensor(PCA_VECTORS) @ (torch.randn(3) * 0.1 * torch.tensor(PCA_VALUES)))[:, None, None]
-
-
-def official_loader(root: Path, size: int, coloured: bool = False) -> Callable[[], Iterator]:
+def official_loader(root: Path, size: int) -> Callable[[], Iterator]:
     loader = torch.utils.data.DataLoader(
-        _Official(root, size, coloured), BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
+        _Official(root, size), BATCH, shuffle=True, num_workers=CORES, drop_last=True, persistent_workers=True
     )
 
     def epoch():
@@ -228,10 +218,6 @@ PEERS = {
     "torchvision_v2": lambda root, size: torchvision_loader(root, size, 2),
     "official": official_loader,
 }
-RECIPE = {
-    "ours": lambda root, size: ours(root, size, coloured=True),
-    "official": lambda root, size: official_loader(root, size, coloured=True),
-}
 
 
 def images_per_second(epoch: Callable[[], Iterator]) -> float:
@@ -250,13 +236,13 @@ def median_with_interval(values: list[float]) -> str:
     return f"{statistics.median(values):.1%} ({low:.1%} to {high:.1%})"
 
 
-def main(count: int, sizes: list[int], rounds: int, peers: dict[str, Callable]) -> None:
+def main(count: int, sizes: list[int], rounds: int, only: list[str]) -> None:
     use_all_cores()
-    packages = ("torch", "torchvision", "ffcv", "numba", *(["nvidia-dali-cuda130"] if "dali" in peers else []))
+    packages = ("torch", "torchvision", "ffcv", "numba", *(["nvidia-dali-cuda130"] if "dali" in only else []))
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     print(
         f"{CORES} cores ({platform.machine()}), Python {platform.python_version()}, {versions}; "
-        f"{count} images, batches of {BATCH}, median of {rounds} rounds"
+        f"{PASSES} x {count} images, batches of {BATCH}, median of {rounds} rounds"
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -264,7 +250,7 @@ def main(count: int, sizes: list[int], rounds: int, peers: dict[str, Callable]) 
         pack(root)
         medians, costs = {}, {}
         for size in sizes:
-            loaders = {name: make(root, size) for name, make in peers.items()}
+            loaders = {name: PEERS[name](root, size) for name in only}
             speeds: dict[str, list[float]] = {name: [] for name in loaders}
             for round_number in range(rounds + 1):
                 for name, epoch in loaders.items():
@@ -272,7 +258,7 @@ def main(count: int, sizes: list[int], rounds: int, peers: dict[str, Callable]) 
                     if round_number:  # the first compiles and fills caches
                         speeds[name].append(speed)
             medians[size] = {name: statistics.median(values) for name, values in speeds.items()}
-            if {"ours", "ours_no_label_map"} <= set(peers):
+            if {"ours", "ours_no_label_map"} <= set(only):
                 pairs = zip(speeds["ours"], speeds["ours_no_label_map"], strict=True)
                 costs[size] = [f"label map costs {median_with_interval([1 - a / b for a, b in pairs])}"]
             del loaders
@@ -292,9 +278,6 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=2560, help="images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[160, 192, 224], help="output sizes in pixels")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each loader, interleaved")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="loaders to time")
-    which.add_argument("--recipe", action="store_true", help="the official recipe's whole way, with its colours")
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="loaders to time")
     arguments = parser.parse_args()
-    peers = RECIPE if arguments.recipe else {name: PEERS[name] for name in arguments.only}
-    main(arguments.count, arguments.sizes, arguments.rounds, peers)
+    main(arguments.count, arguments.sizes, arguments.rounds, arguments.only)

@@ -137,6 +137,9 @@ def test_maps_are_generated_in_the_official_format_and_go_on_where_they_stopped(
     assert sorted(p.name for p in tmp_path.glob("straight*")) == ["straight.beton", "straight.beton.files.json"]
     again = generate(tmp_path / "images", tmp_path / "straight.beton")
     assert again.returncode == 1 and "exists already" in again.stderr
+    (tmp_path / "images" / "class7").rename(tmp_path / "class7")
+    fewer = generate(tmp_path / "images", tmp_path / "fewer.beton")
+    assert fewer.returncode == 1 and "has 7 class folders, the annotator 8 classes" in fewer.stderr
     assert len(files) == 12
 
 
