@@ -37,7 +37,7 @@ from tqdm import tqdm
 from relabel import distributed
 from relabel.annotate import DenseAnnotator, Preprocessing, annotator_network, label_maps
 from relabel.atomic import write_text
-from relabel.commands import call, run_command
+from relabel.commands import pack, run_command
 from relabel.errors import BadInput
 from relabel.file_list import find_images
 from relabel.label_map_files import manifest_of, open_archive, write_label_map
@@ -126,16 +126,9 @@ def main(config) -> None:
         store.finish()
         say(f"{root}: {len(names):,} label maps, {manifest_of(root)}")
         if into_beton:
-            pack(root, settings["data.data_dir"], path)
-
-
-def pack(archive, data_dir, path):
-    """Images and label maps into the `.beton` `path`; the archive is not needed then."""
-    settings = {"data_dir": data_dir, "label_map_dir": archive, "write_path": path}
-    if call("write_datasets.py", *(f"--cfg.{name}={value}" for name, value in settings.items())):
-        raise BadInput(f"{path} could not be packed; the message above says why, {archive} is kept")
-    archive.unlink()
-    manifest_of(archive).unlink()
+            pack(settings["data.data_dir"], root, path)
+            for file in (manifest_of(root), root):
+                file.unlink()
 
 
 @param("maps.top_k")

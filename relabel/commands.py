@@ -29,6 +29,17 @@ def run_command(main: Callable[[], int | None], interrupted: str = "interrupted"
         distributed.leave()
 
 
+def pack(data_dir: object, label_map_dir: object, path: object) -> None:
+    """Write the `.beton` `path` from images and label maps (empty: none) by `write_datasets.py` as it is by default.
+
+    Raises:
+        BadInput: it failed; its own message stands above.
+    """
+    settings = {"data_dir": data_dir, "write_path": path, "label_map_dir": label_map_dir}
+    if call("write_datasets.py", *(f"--cfg.{name}={value}" for name, value in settings.items())):
+        raise BadInput(f"{data_dir} could not be packed; the message above says why")
+
+
 def call(name: str, *arguments: object, processes: int = 1) -> int:
     """Show and run a command, say `train_imagenet.py`, by torchrun where `processes` > 1. Returns its exit code."""
     words = [str(argument) for argument in arguments]

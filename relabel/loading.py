@@ -18,7 +18,7 @@ from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 from ffcv.pipeline.compiler import Compiler
 
 from .beton import CUSTOM_FIELDS, column, read_header
-from .commands import call
+from .commands import pack
 from .distributed import Processes, started_by_torchrun
 from .errors import BadInput
 from .order import near_sequential_order, random_order, share_of
@@ -66,9 +66,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str) -> st
         return path
     if started_by_torchrun():
         raise BadInput(f"{path}: no such file; pack it first with write_datasets.py, or start with one process")
-    settings = {"data_dir": f"{data_path}/{split}", "write_path": path, "label_map_dir": label_map_dir}
-    if call("write_datasets.py", *(f"--cfg.{name}={value}" for name, value in settings.items())):
-        raise BadInput(f"{data_path}/{split} could not be packed; the message above says why")
+    pack(f"{data_path}/{split}", label_map_dir, path)
     return path
 
 

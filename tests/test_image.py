@@ -9,6 +9,7 @@ from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomRe
 from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, encode_jpeg
+from ffcv.libffcv import imdecode, resize_crop
 from ffcv.transforms import ToTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,13 @@ def crop_decode(source, height, width, box, size, raw=False, flip=False, statist
     )  # fmt: skip
     assert (guarded[:32] == 77).all() and (guarded[-32:] == 77).all() and (scratch[-64:] == 77).all()
     return code, out
+
+
+def libjpeg_s(jpeg, height, width):
+    """All pixels as FFCV's own decoder, which is libjpeg, gives them."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    assert imdecode(jpeg, pixels, height, width, height, width, 0, 0, 1, 1, False, False) == 0
+    return pixels
 
 
 def area_crop(pixels, box, size):
@@ -94,15 +102,12 @@ def test_float_output_is_the_normalized_bytes():
 
 def test_fast_crops_look_like_full_decode_and_area_filter():
     """The issue's bar: mean PSNR of at least 38 dB over RandomResizedCrop's crops, no bias in mean colour."""
-    from ffcv.libffcv import imdecode, resize_crop
-
     sample, _ = CropSampler(0).compile()
     psnr, bias = [], []
     for which in range(4):
         image = photograph(which)
         jpeg, (width, height) = jpeg_of(image), image.size
-        full = np.empty((height, width, 3), np.uint8)
-        imdecode(jpeg, full, height, width, height, width, 0, 0, 1, 1, False, False)
+        full = libjpeg_s(jpeg, height, width)
         for size in (160, 192, 224):
             for i in range(40):
                 y, x, h, w = box = sample(100 * which + i, height, width)
@@ -131,15 +136,6 @@ def test_every_kind_of_jpeg_and_corner(options, mode, box):
     assert code == 0
     if box[2] >= 32:  # else it is enlarged
         assert np.abs(ours - area_crop(pixels, box, 32)).mean() < 3
-
-
-def libjpeg_s(jpeg, height, width):
-    """All pixels as FFCV's own decoder, which is libjpeg, gives them."""
-    from ffcv.libffcv import imdecode
-
-    pixels = np.empty((height, width, 3), np.uint8)
-    assert imdecode(jpeg, pixels, height, width, height, width, 0, 0, 1, 1, False, False) == 0
-    return pixels
 
 
 @settings(deadline=None, derandomize=True)
