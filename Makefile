@@ -10,10 +10,10 @@ PY := .venv/bin/python
 .PHONY: demo label-map-demo test gpu-check bundle lint setup clean
 
 demo: setup
-	$(PY) -m relabel.demo
+	$(PY) -m scenes.demo
 
 label-map-demo: setup
-	$(PY) -m relabel.label_map_demo
+	$(PY) -m scenes.label_map_demo
 
 test: setup lint
 	$(PY) -m pytest --cov --cov-report=term
@@ -34,7 +34,7 @@ lint: setup
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml requirements.lock setup/install.sh $(wildcard ffcv_fields/*.[ch])
+.venv/.installed: pyproject.toml requirements.lock setup/install.sh $(wildcard ffcv_fields/native/*.[ch])
 	bash setup/install.sh
 
 clean:

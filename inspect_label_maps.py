@@ -20,13 +20,14 @@ from typing import NoReturn
 
 import numpy as np
 from ffcv_fields import CropSampler
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from relabel.annotate import LITE0, DenseAnnotator, Preprocessing, annotator_network
 from relabel.commands import run_command
-from relabel.inspection import Sample, Samples, axis_agreement, quality
-from relabel.label_sets import imagenet_classes, imagenet_names
-from relabel.loading import use_all_cores
-from relabel.plots import plt
+from relabel.data.classes import imagenet_classes, imagenet_names
+from relabel.label_maps.annotator import LITE0, DenseAnnotator, Preprocessing, annotator_network
+from relabel.label_maps.inspection import Sample, Samples, axis_agreement, quality
+from relabel.processes import use_all_cores
 
 HEAT_MAPS, CROPS = 3, 4
 AXIS_CHECK_IMAGES = 32
@@ -40,7 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     figures = quality(samples, len(names), label_of, arguments.temperature, arguments.most)
     single = f"the pooled map's best class in {figures['top_1']:.1f} %, among its five best in {figures['top_5']:.1f} %"
-    several = f"{figures['multi_label']:.1f} % have a second class that is best at a tenth of the places or more"
+    several = f"{figures['multi_label']:.1f} % have a second class that is best at a tenth of the cells or more"
     report = [
         f"label maps of {figures['coverage']:.1f} % of {samples.total:,} images, axis order {samples.axis_order}",
         f"of {figures['images']:,} looked at: the single label is {single}",
@@ -60,7 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
         )
         right = as_read >= transposed
         report.append(
-            f"axis order {'right' if right else 'WRONG'}: an annotator gives the classes listed at each place "
+            f"axis order {'right' if right else 'WRONG'}: an annotator gives the classes listed at each cell "
             f"{as_read:.4f} as the maps are read, {transposed:.4f} with rows and columns exchanged"
         )
         code = 0 if right else 1
@@ -101,7 +102,8 @@ def draw(sample: Sample, index: int, names: list[str], label_of: np.ndarray, tem
         boxes.append((x / width, y / height, (x + w) / width, (y + h) / height))
     whole = sample.targets(np.array([[0.0, 0, 1, 1]]), len(names), temperature)[0]
     targets = sample.targets(np.array(boxes), len(names), temperature)
-    figure, axes = plt.subplots(2, 4, figsize=(14, 7.4), layout="constrained")
+    figure = Figure(figsize=(14, 7.4), layout="constrained")
+    axes = figure.subplots(2, 4)
     label = names[label_of[sample.label]] if label_of[sample.label] >= 0 else f"label {sample.label}"
     axes[0, 0].imshow(sample.image)
     axes[0, 0].set_title(f"{Path(sample.name).name}\nsingle label: {label}", fontsize=9)
@@ -114,14 +116,13 @@ def draw(sample: Sample, index: int, names: list[str], label_of: np.ndarray, tem
         axis.imshow(sample.image.crop((round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height))))
         best = np.argsort(-targets[i])[:3]
         axis.set_title("\n".join(f"{names[c]} {targets[i, c]:.2f}" for c in best), fontsize=9, color=f"C{i}")
-        frame = plt.Rectangle(
+        frame = Rectangle(
             (x1 * width, y1 * height), (x2 - x1) * width, (y2 - y1) * height, fill=False, color=f"C{i}", linewidth=2
         )
         axes[0, 0].add_patch(frame)
     for axis in axes.flat:
         axis.axis("off")
     figure.savefig(file, dpi=80)
-    plt.close(figure)
 
 
 def page(report: list[str], pictures: list[str]) -> str:

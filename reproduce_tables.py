@@ -12,11 +12,13 @@
 train.yaml holds what train_imagenet.py needs to know of this machine (data.train_dataset, data.val_dataset, ...),
 evaluate.yaml what evaluate_imagenet.py does (data.val, data.real, data.multilabel_records, data.imagenet_v2).
 
-Exit codes: 0 done; 1 a row failed; 2 a bad setting; 75 stopped by a signal, --run goes on.
+Exit codes: 0 done; 1 a row failed; 2 a bad setting; 75 stopped by a signal, --run resumes.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +29,7 @@ import yaml
 
 from relabel.commands import call, run_command
 from relabel.settings import ROOT
-from relabel.watch import STOPPED
+from relabel.training.monitor import STOPPED
 
 CONFIGS = ROOT / "rn50_configs"
 # A column's set and measure in evaluation.json. The paper does not say which of ImageNetV2's variants it used; only on
@@ -119,7 +121,7 @@ def make_tables(runs: Path) -> str:
 
 
 def run_row(config: str, runs: Path, gpus: int, train_settings: list[Path], evaluate_settings: list[Path]) -> int:
-    """Train (or go on with) a row and evaluate it. Returns the exit code of what failed, or 0."""
+    """Train (or resume) a row and evaluate it. Returns the exit code of what failed, or 0."""
     folder, command = runs / config, partial(call, processes=gpus)
     if not measured(folder):
         files = [word for file in [CONFIGS / f"{config}.yaml", *train_settings] for word in ("--config-file", file)]
@@ -177,13 +179,11 @@ def run_missing(arguments: argparse.Namespace) -> int:
 
 def main(arguments: argparse.Namespace) -> int:
     if arguments.suite == "scenes":
-        from relabel import scenes_suite
-        from relabel.loading import use_all_cores
-
-        use_all_cores()
-        arguments.runs.mkdir(parents=True, exist_ok=True)
-        scenes_suite.main(arguments.runs, arguments.seeds)
-        return 0
+        seeds = [str(seed) for seed in arguments.seeds]
+        return subprocess.run(
+            [sys.executable, "-m", "scenes.suite", f"--folder={arguments.runs}", "--seeds", *seeds],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        ).returncode
     code = run_missing(arguments) if arguments.run else 0
     tables = make_tables(arguments.runs)
     print(tables)
@@ -210,7 +210,7 @@ def run() -> NoReturn:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of --suite scenes")
     arguments = parser.parse_args()
     arguments.runs = arguments.runs or Path("runs") / ("scenes" if arguments.suite == "scenes" else "tables")
-    run_command(partial(main, arguments), interrupted="interrupted; the same command goes on")
+    run_command(partial(main, arguments), interrupted="interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ import numpy as np
 from ffcv_fields.crops import CropSampler
 from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
 from ffcv.libffcv import imdecode, resize_crop
+from matplotlib.figure import Figure
 from PIL import Image
 from skimage import data
-
-from relabel.plots import plt
 
 
 def jpegs_of(photograph: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +82,8 @@ def main(picture: str, crops: int) -> None:
             f"floor {floor:.0f}; stock / fast {(decode + resize) / ours:.2f}"
         )
     if picture:
-        figure, axes = plt.subplots(3, 6, figsize=(12, 6.4), layout="constrained")
+        figure = Figure(figsize=(12, 6.4), layout="constrained")
+        axes = figure.subplots(3, 6)
         for i in range(6):
             photograph = photographs[i % 4]
             box = sample(7 + i, photograph.height, photograph.width)

@@ -28,7 +28,7 @@ from ffcv.libffcv import imdecode
 from PIL import Image
 from torchvision.ops import roi_align
 
-from relabel.loading import use_all_cores
+from relabel.processes import use_all_cores
 
 NUM_CLASSES, TOP_K, SIZE = 1000, 5, 15
 

@@ -11,7 +11,6 @@ passes over the images, so that its start weighs less (an epoch of ImageNet has 
   torchvision_v1/_v2   ImageFolder and DataLoader, PIL transforms and tensor transforms
   official             the official project's way: PIL, a torch.load of the image's label map, dense maps and roi_align
   ours                 with the label map decoded and pooled into the soft target by the reading thread
-  ours_pool_in_loader  the same, pooled by the loader's thread
   ours_no_label_map    without, to see what the label map costs
   ours_no_markers      from JPEGs without restart markers (cfg.restart_interval=0)
 """
@@ -25,20 +24,24 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder, label_pooling
+from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder
 from ffcv.fields.decoders import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 from PIL import Image
 
-import write_datasets
-from relabel.augment import IMAGENET_MEAN, IMAGENET_STD
-from relabel.label_map_files import write_label_map
-from relabel.loading import Loader, use_all_cores
+from relabel.data.label_map_files import write_label_map
+from relabel.data.loader import Loader
+from relabel.data.packing import Packing
+from relabel.data.packing import pack as pack_beton
+from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD
+from relabel.processes import use_all_cores
+from relabel.training.targets import soft_targets
 
 from .label_pooling import official
 
@@ -72,51 +75,47 @@ def write_images(root: Path, count: int) -> None:
 
 
 def pack(root: Path) -> None:
-    common = {"data_dir": str(root / "images"), "axis_order": "yx", "max_resolution": 0, "num_workers": CORES}
+    common: dict[str, Any] = {
+        "data_dir": str(root / "images"),
+        "axis_order": "yx",
+        "max_resolution": 0,
+        "num_workers": CORES,
+    }
     maps = {"label_map_dir": str(root / "label_maps")}
-    write_datasets.main(write_path=str(root / "jpg.beton"), write_mode="jpg", **common, **maps)
+    pack_beton(Packing(write_path=str(root / "jpg.beton"), **common, **maps))
     # As FFCV's own writer writes them:
-    write_datasets.main(write_path=str(root / "plain.beton"), write_mode="jpg", restart_interval=0, **common, **maps)
-    write_datasets.main(write_path=str(root / "raw.beton"), write_mode="raw", **common, **maps)
+    pack_beton(Packing(write_path=str(root / "plain.beton"), restart_interval=0, **common, **maps))
+    pack_beton(Packing(write_path=str(root / "raw.beton"), write_mode="raw", **common, **maps))
 
 
-def ours(
-    root: Path, size: int, label_map: bool = True, in_loader: bool = False, file: str = "jpg"
-) -> Callable[[], Iterator]:
+class Passes(Loader):
+    """A loader whose epoch is several passes over the samples."""
+
+    def __init__(self, path: Path, pipelines: dict[str, Any]) -> None:
+        super().__init__(str(path), 1000, "random", CORES, batch_size=BATCH, drop_last=True, pipelines=pipelines)
+        self.samples = np.tile(self.samples, PASSES)
+
+
+def ours(root: Path, size: int, label_map: bool = True, file: str = "jpg") -> Callable[[], Iterator]:
     crops = CropSampler(0)
-    normalize = (IMAGENET_MEAN, IMAGENET_STD)
-    pipelines = {
-        "image": [RandomResizedCropDecoder(size, crops, normalize=normalize), ToTensor()],
+    pipelines: dict[str, Any] = {
+        "image": [RandomResizedCropDecoder(size, crops, normalize=(IMAGENET_MEAN, IMAGENET_STD)), ToTensor()],
         "label": [IntDecoder(), ToTensor()],
         "label_map": None,
     }
     if label_map:
         pipelines["label_map"] = [LabelMapDecoder(), ToTensor()]
         pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])
-    loader = Loader(
-        str(root / f"{file}.beton"), num_classes=1000, order="random", num_workers=CORES, crops=crops,
-        batch_size=BATCH, drop_last=True, pipelines=pipelines, finish=pool if in_loader else None,
-    )  # fmt: skip
-    loader.kept = np.tile(loader.kept, PASSES)
-    if in_loader or not label_map:
-        return lambda: loader.epoch(0)
-    return lambda: map(pool, loader.epoch(0))
-
-
-def pool(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels, maps, boxes = batch
-    return images, label_pooling(maps, boxes, 1000, labels.view(-1))
+    loader = Passes(root / f"{file}.beton", pipelines)
+    return lambda: ((batch.images, soft_targets(batch, 1000) if label_map else None) for batch in loader.epoch(0))
 
 
 def stock_ffcv(root: Path, size: int, file: str) -> Callable[[], Iterator]:
     decoder = RandomResizedCropRGBImageDecoder((size, size))
     normalize = NormalizeImage(MEAN_255, STD_255, np.float32)
     image = [decoder, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()]
-    loader = Loader(
-        str(root / f"{file}.beton"), num_classes=1000, order="random", num_workers=CORES, batch_size=BATCH,
-        drop_last=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor()], "label_map": None},
-    )  # fmt: skip
-    loader.kept = np.tile(loader.kept, PASSES)
+    pipelines = {"image": image, "label": [IntDecoder(), ToTensor()], "label_map": None}
+    loader = Passes(root / f"{file}.beton", pipelines)
     return lambda: loader.epoch(0)
 
 
@@ -208,7 +207,6 @@ def official_loader(root: Path, size: int) -> Callable[[], Iterator]:
 
 PEERS = {
     "ours": ours,
-    "ours_pool_in_loader": lambda root, size: ours(root, size, in_loader=True),
     "ours_no_label_map": lambda root, size: ours(root, size, label_map=False),
     "ours_no_markers": lambda root, size: ours(root, size, file="plain"),
     "ffcv_jpg": lambda root, size: stock_ffcv(root, size, "plain"),

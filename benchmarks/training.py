@@ -9,7 +9,7 @@ sizes, by `train_imagenet.py`'s own functions, with
   relabel      our loader, label maps decoded and pooled
   stock_ffcv   FFCV's decoders, single labels
 
-and reports images/s, the share of the time that training waits for data, and the GPU's utilisation (by nvidia-smi).
+and reports images/s, the share of the time that training waits for data, and the GPU's utilization (by nvidia-smi).
 """
 
 import argparse
@@ -17,23 +17,26 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ffcv_fields  # noqa: F401 - before FFCV
 import torch
-from fastargs import get_current_config
 from ffcv.fields.decoders import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-from ffcv.transforms import RandomHorizontalFlip, ToTensor
+from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor
 
 import train_imagenet
-from relabel import distributed
-from relabel.loading import Loader, use_all_cores
-from relabel.run_folder import RunFolder
-from relabel.watch import StopSignals, Watch
+from relabel.data.loader import Batch, Loader
+from relabel.precision import precision_of
+from relabel.processes import join, use_all_cores
+from relabel.settings import as_dict, load_settings
+from relabel.training.monitor import Monitor
+from relabel.training.run import Plan
+from relabel.training.run_folder import RunFolder
 
 from .loader import pack, write_images
 
@@ -41,22 +44,33 @@ CONFIG = Path(__file__).parent.parent / "rn50_configs" / "rn50_16_epochs.yaml"
 
 
 class Synthetic:
-    """Looks like a loader; hands out the same batch again and again."""
+    """Like a loader; hands out one batch of `like` again and again."""
 
-    def __init__(self, like: Loader, batch: tuple[torch.Tensor, ...]) -> None:
-        self.batch_size, self.num_classes, self.order_of = like.batch_size, like.num_classes, like.order_of
-        self._steps, self._batch = len(like), batch
+    def __init__(self, like: Loader) -> None:
+        self.order_of, self._steps = like.order_of, len(like)
+        batch = next(like.epoch(0))
+        parts = {name: part.clone() for name, part in vars(batch).items() if part is not None}
+        self._batch = Batch(**parts)
 
     def __len__(self) -> int:
         return self._steps
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
+    def set_image_size(self, size: int) -> None:
+        pass
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Generator[Batch]:
         for _ in range(first_batch, self._steps):
             yield self._batch
 
 
+def settings_of(values: dict[str, object]) -> train_imagenet.Settings:
+    """The fast recipe's settings, with `values`."""
+    sys.argv[1:] = [f"--config-file={CONFIG}", *(f"--{name}={value}" for name, value in values.items())]
+    return load_settings(train_imagenet.Settings, "")
+
+
 def stock_ffcv(root: Path, size: int, batch_size: int, num_workers: int, device: torch.device) -> Loader:
-    out = [ToTensor(), *train_imagenet.to_device(device)]
+    out = [ToTensor(), *([ToDevice(device, non_blocking=True)] if device.type == "cuda" else [])]
     return Loader(
         str(root / "jpg.beton"), num_classes=1000, order="random", num_workers=num_workers, batch_size=batch_size,
         drop_last=True,
@@ -69,8 +83,8 @@ def stock_ffcv(root: Path, size: int, batch_size: int, num_workers: int, device:
 
 
 @contextmanager
-def gpu_utilisation(device: torch.device) -> Iterator[list[float]]:
-    """A list that is filled, at the end, with the GPU's utilisation in percent, five times a second."""
+def gpu_utilization(device: torch.device) -> Iterator[list[float]]:
+    """A list that is filled, at the end, with the GPU's utilization in percent, five times a second."""
     samples: list[float] = []
     if device.type != "cuda":
         yield samples
@@ -86,7 +100,7 @@ def gpu_utilisation(device: torch.device) -> Iterator[list[float]]:
 
 def main(arch: str, size: int, batch_size: int, steps: int, rounds: int, count: int, num_workers: int) -> None:
     use_all_cores()
-    processes = distributed.join(-1, "nccl")
+    processes = join(-1, "nccl")
     device = processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
     print(f"{name}, {os.cpu_count()} cores, torch {torch.__version__}; {arch}, {size} px, batches of {batch_size}")
@@ -94,49 +108,47 @@ def main(arch: str, size: int, batch_size: int, steps: int, rounds: int, count: 
         root = Path(folder)
         write_images(root, count)
         pack(root)
-        config = get_current_config()
-        config.collect_config_file(str(CONFIG))
-        config.collect(
+        settings = settings_of(
             {
-                "model.arch": arch, "data.train_dataset": str(root / "jpg.beton"), "data.image_size": size,
+                "model.arch": arch, "data.train_dataset": root / "jpg.beton", "data.image_size": size,
                 "data.num_workers": num_workers, "optim.batch_size": batch_size, "resolution.min_res": 0,
-                "logging.folder": str(root / "run"), "logging.checkpoint_minutes": 0, "compute.seed": 0,
+                "logging.folder": root / "run", "logging.checkpoint_minutes": 0,
             }
         )  # fmt: skip
-        settings = {".".join(path): config[path] for path in config.entries if path[0] != "cfg"}
-        dtype, autocast, scaler = train_imagenet.mixed_precision(device)
-        run = train_imagenet.make_run(train_imagenet.make_network(processes), processes, scaler)
+        precision = precision_of(settings.compute.precision, device)
+        network = train_imagenet.make_network(settings, processes)
+        run = train_imagenet.make_run(settings, network, processes, precision)
         torch.backends.cudnn.benchmark = True
-        run_folder = RunFolder(settings["logging.folder"], False)
-        run_folder.begin(settings, None)
-        ours, _ = train_imagenet.make_train_loader(processes, 0)
+        run_folder = RunFolder(settings.logging.folder, as_dict(settings))
+        run_folder.begin(None)
+        ours = train_imagenet.make_train_loader(settings, processes)
+        plan = Plan(settings.optim.epochs, len(ours), settings.optim.batch_size)
         loaders = {
-            "synthetic": Synthetic(ours, tuple(part.clone() for part in next(ours.epoch(0)))),
+            "synthetic": Synthetic(ours),
             "relabel": ours,
             "stock_ffcv": stock_ffcv(root, size, batch_size, num_workers, device),
         }
-        stop = StopSignals()
-        watches = {kind: Watch(run, run_folder, loaders[kind], processes, stop, settings) for kind in loaders}
+        monitors = {kind: Monitor(run, run_folder, loaders[kind], processes, plan, 50, 0) for kind in loaders}
         lines: dict[str, list[dict]] = {kind: [] for kind in loaders}
         passes = -(-steps // len(ours))
         for round_number in range(rounds + 1):  # the first one warms up
             for kind, loader in loaders.items():
-                with gpu_utilisation(device) as used:
+                with gpu_utilization(device) as used:
                     for _ in range(passes if round_number else 1):
-                        line = train_imagenet.train_epoch(run, 0, dtype, autocast, loader, processes, watches[kind])
+                        line = train_imagenet.train_epoch(settings, run, loader, monitors[kind])
                         run.next_epoch()
                         run.epoch = 0  # always the same point of the schedule
                         lines[kind].append(line)
                 for entry in lines[kind][-passes:]:
-                    entry["utilisation"] = statistics.mean(used) if used else float("nan")
+                    entry["utilization"] = statistics.mean(used) if used else float("nan")
             if not round_number:
                 lines = {kind: [] for kind in loaders}
-    print(f"\n| {steps} steps, {rounds} rounds | images/s | waiting for data | GPU utilisation |\n|---|---|---|---|")
+    print(f"\n| {steps} steps, {rounds} rounds | images/s | waiting for data | GPU utilization |\n|---|---|---|---|")
     speeds = {}
     for kind in loaders:
         speed, wait, used = (
             statistics.median(line[key] for line in lines[kind])
-            for key in ("images_per_second", "data_wait", "utilisation")
+            for key in ("images_per_second", "data_wait", "utilization")
         )
         speeds[kind] = speed
         print(f"| {kind} | {speed:,.0f} | {wait:.1%} | {f'{used:.0f} %' if used == used else 'no GPU'} |")

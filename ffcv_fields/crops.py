@@ -118,6 +118,11 @@ class CropSampler:
         self._seed_and_epoch = np.array([seed, 0], dtype=np.uint64)
 
     @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self._seed_and_epoch[0])
+
+    @property
     def epoch(self) -> int:
         """The epoch whose crops are handed out, from 0."""
         return int(self._seed_and_epoch[1])

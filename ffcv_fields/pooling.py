@@ -22,7 +22,7 @@ from .label_map import EMPTY, MAX_CLASSES, NO_LABEL_MAP
 
 _MAP_MACROS = {torch.int16: "-DMAP_T=short", torch.int32: "-DMAP_T=int"}
 _THREADS = 256
-CUDA_SOURCE = Path(__file__).with_name("pooling.cu")
+CUDA_SOURCE = Path(__file__).parent / "cuda" / "pooling.cu"
 
 OK, BAD_BOX, BAD_CLASS, NO_LABEL = 0, 1, 2, 3
 GREATEST_OUTPUT = 64

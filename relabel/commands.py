@@ -1,4 +1,4 @@
-"""The commands from inside: running one to its exit code, and calling another as a user would."""
+"""The commands from inside: running one to its exit code, and starting another as a user would."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from . import distributed
 from .errors import BadInput, WorkerFailed
+from .processes import leave
 from .settings import ROOT
 
 
@@ -26,22 +26,14 @@ def run_command(main: Callable[[], int | None], interrupted: str = "interrupted"
     except KeyboardInterrupt:
         sys.exit(f"{name}: {interrupted}")
     finally:
-        distributed.leave()
-
-
-def pack(data_dir: object, label_map_dir: object, path: object) -> None:
-    """Write the `.beton` `path` from images and label maps (empty: none) by `write_datasets.py` as it is by default.
-
-    Raises:
-        BadInput: it failed; its own message stands above.
-    """
-    settings = {"data_dir": data_dir, "write_path": path, "label_map_dir": label_map_dir}
-    if call("write_datasets.py", *(f"--cfg.{name}={value}" for name, value in settings.items())):
-        raise BadInput(f"{data_dir} could not be packed; the message above says why")
+        leave()
 
 
 def call(name: str, *arguments: object, processes: int = 1) -> int:
-    """Show and run a command, say `train_imagenet.py`, by torchrun where `processes` > 1. Returns its exit code."""
+    """Print and run a command, say `train_imagenet.py`, by torchrun where `processes` > 1. Returns its exit code.
+
+    For what stands beside or above the commands: `scenes`, `reproduce_tables.py`.
+    """
     words = [str(argument) for argument in arguments]
     print(f"\n$ python {name} {' '.join(words)}", flush=True)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []

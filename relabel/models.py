@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from .augment import IMAGENET_MEAN, IMAGENET_STD
 from .errors import BadInput
+from .normalization import IMAGENET_MEAN, IMAGENET_STD, Renormalize
 
 
 def build_model(
@@ -80,22 +80,6 @@ def published_model(arch: str, num_classes: int) -> nn.Module:
     config = getattr(model, "pretrained_cfg", {})
     mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
     return model if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else nn.Sequential(Renormalize(mean, std), model)
-
-
-class Renormalize(nn.Module):
-    """Images of ImageNet's mean and deviation, as everything here gets them -> images of another mean and deviation."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        own = [torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std)]
-        self.register_buffer("scale", own[1] / own[3], persistent=False)
-        self.register_buffer("shift", (own[0] - own[2]) / own[3], persistent=False)
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images * self.scale + self.shift
 
 
 class BlurPoolConv2d(nn.Module):

@@ -51,7 +51,7 @@ def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     from conftest import ROOT, run
     from PIL import Image
 
-    from relabel.beton import read_header
+    from relabel.data.beton import read_header
 
     noise = np.random.default_rng(0).integers(0, 255, (600, 800, 3), dtype=np.uint8)
     (folder / "images" / "a").mkdir(parents=True)

@@ -116,7 +116,7 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
     from ffcv_fields import label_pooling
     from ffcv_fields.image import _crop_decode_c, _decode_exact, _scratch_bytes_c
 
-    from relabel.beton import read_header
+    from relabel.data.beton import read_header
 
     header = read_header(path)
     columns = {name: header.metadata[f"f{i}"] for i, name in enumerate(header.field_names)}
@@ -159,8 +159,8 @@ def load_all(path: str) -> None:
     from ffcv.pipeline import PipelineSpec
     from ffcv.transforms import ToTensor
 
-    from relabel.beton import read_header
-    from relabel.loading import Loader
+    from relabel.data.beton import read_header
+    from relabel.data.loader import Loader
 
     crops = CropSampler(0)
     pipelines = {"image": [RandomResizedCropDecoder(32, crops), ToTensor()], "label": [IntDecoder(), ToTensor()]}
@@ -168,12 +168,12 @@ def load_all(path: str) -> None:
         pipelines["label_map"] = [LabelMapDecoder(), ToTensor()]
         pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])
     loader = Loader(
-        path, num_classes=1000, order="near_sequential", num_workers=1, crops=crops, batch_size=16, drop_last=False,
+        path, num_classes=1000, order="near_sequential", num_workers=1, batch_size=16, drop_last=False,
         os_cache=False, pipelines=pipelines,
     )  # fmt: skip
-    for _, labels, *maps in loader.epoch(0):
-        if maps:
-            label_pooling(*maps, 1000, labels.view(-1))
+    for batch in loader.epoch(0):
+        if batch.label_maps is not None:
+            label_pooling(batch.label_maps, batch.crop_boxes, 1000, batch.labels)
 
 
 def work(original: str, seed: int, first: int, count: int, progress: str) -> None:

@@ -1,4 +1,4 @@
-"""Damaged JPEGs through crop_decode.c and huffman.c, built with gcc's address and undefined-behaviour sanitizers.
+"""Damaged JPEGs through crop_decode.c and huffman.c, built with gcc's address and undefined-behavior sanitizers.
 
     python tests/fuzz_jpeg.py --seconds 60
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SOURCES = [Path(__file__).parents[1] / "ffcv_fields" / name for name in ("crop_decode.c", "huffman.c")]
+SOURCES = [Path(__file__).parents[1] / "ffcv_fields" / "native" / name for name in ("crop_decode.c", "huffman.c")]
 MARKERS = (0, 0xFF, 0xD0, 0xD1, 0xD7, 0xD9)
 
 

@@ -11,9 +11,6 @@ numba.set_num_threads = lambda count: None
 import ffcv_fields  # noqa: F401
 import ffcv.pipeline.compiler
 
-import relabel.demo
-import relabel.evaluate
-import relabel.packing
-import relabel.watch  # noqa: F401
+import scenes.demo  # noqa: F401
 
 numba.set_num_threads = ffcv.pipeline.compiler.set_num_threads = set_num_threads

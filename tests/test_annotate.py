@@ -9,12 +9,12 @@ from conftest import run, write_images, write_label_maps
 from PIL import Image
 from torch import nn
 
-from relabel.annotate import LITE0, DenseAnnotator, Preprocessing, annotator_network, label_maps
-from relabel.beton import read_header
+from relabel.data.beton import read_header
+from relabel.data.classes import imagenet_names
+from relabel.data.label_map_files import axis_order_of, find_label_maps, read_tensor
 from relabel.errors import BadInput, BadSample
-from relabel.inspection import Samples, axis_agreement, quality
-from relabel.label_map_files import axis_order_of, find_label_maps, read_tensor
-from relabel.label_sets import imagenet_names
+from relabel.label_maps.annotator import LITE0, DenseAnnotator, Preprocessing, annotator_network, label_maps
+from relabel.label_maps.inspection import Samples, axis_agreement, quality
 from relabel.models import build_model
 
 

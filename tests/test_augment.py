@@ -1,4 +1,4 @@
-"""Colour augmentation against torchvision's operations, CutMix, smoothing, the loss."""
+"""Color augmentation against torchvision's operations, CutMix, the loss."""
 
 import ctypes
 
@@ -11,17 +11,13 @@ from ffcv_fields.cuda import OUT_MACROS
 from scipy.stats import ks_2samp
 from torchvision.transforms import ColorJitter
 
-from relabel.augment import (
+from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
+from relabel.training.augment import (
     _STATISTICS,
     CUDA_SOURCE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     apply_draws,
     augment,
     cutmix,
-    normalize,
-    smooth,
-    soft_cross_entropy,
 )
 
 
@@ -142,8 +138,11 @@ def test_cutmix_is_off_at_probability_0_and_beta_0():
         assert torch.equal(mixed, images) and torch.equal(soft, targets)
 
 
-def test_smoothing_and_loss_are_torch_s():
-    logits, labels = torch.randn(5, 7), torch.tensor([0, 1, 6, 3, 2])
-    targets = smooth(torch.nn.functional.one_hot(labels, 7).float(), 0.1)
-    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    assert torch.allclose(soft_cross_entropy(logits, targets), expected, atol=1e-6)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_torch_s_loss_of_soft_targets_is_the_paper_s(smoothing):
+    """`-(t * log_softmax(logits)).sum(1).mean()`, of targets of which a share is spread evenly over all classes."""
+    logits, targets = torch.randn(5, 7), torch.rand(5, 7).softmax(1)
+    smooth = targets * (1 - smoothing) + smoothing / 7
+    expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
+    ours = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    assert torch.allclose(ours, expected, atol=1e-6)

@@ -13,8 +13,8 @@ from ffcv.transforms import ToTensor
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from relabel.loading import Loader
-from relabel.packing import write_beton
+from relabel.data.loader import Loader
+from relabel.data.writer import write_beton
 
 
 def test_the_sampler_is_a_function_of_seed_epoch_and_index():
@@ -87,7 +87,7 @@ def coordinates(tmp_path_factory):
 def make_loader(path, num_workers, seed=5, batch_size=14):
     crops = CropSampler(seed)
     return Loader(
-        str(path), num_classes=100, crops=crops, batch_size=batch_size, num_workers=num_workers, seed=seed,
+        str(path), num_classes=100, batch_size=batch_size, num_workers=num_workers, seed=seed,
         order="random", os_cache=True, drop_last=True,
         pipelines={
             "image": [RandomResizedCropDecoder(64, crops), ToTensor()],
@@ -98,9 +98,9 @@ def make_loader(path, num_workers, seed=5, batch_size=14):
 
 
 def read_epoch(loader, epoch):
-    batches = [[part.clone() for part in batch] for batch in loader.epoch(epoch)]
+    batches = [[part.clone() for part in (b.images, b.labels, b.crop_boxes)] for b in loader.epoch(epoch)]
     images, labels, boxes = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return images.numpy(), labels.flatten().numpy(), boxes.numpy()
+    return images.numpy(), labels.numpy(), boxes.numpy()
 
 
 def test_the_box_is_the_region_of_the_pixels_and_workers_do_not_matter(coordinates):

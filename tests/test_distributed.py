@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, write_images
 from test_train import log_of, small, weights  # noqa: F401  (a fixture)
 
-from relabel.inspection import Samples
+from relabel.label_maps.inspection import Samples
 from relabel.models import build_model
 
 

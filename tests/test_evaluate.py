@@ -9,12 +9,16 @@ import torch
 from conftest import run
 from PIL import Image
 
-from relabel.distributed import join
+from relabel.data.classes import class_indices, imagenet_classes
+from relabel.data.folder_loader import evaluation_loader
+from relabel.data.loader import Reading
 from relabel.errors import BadInput
-from relabel.evaluate import Predictions, average_precision, predict
-from relabel.folders import images_of
-from relabel.label_sets import class_indices, imagenet_classes, read_multilabel_records, read_real
-from relabel.models import Renormalize, build_model
+from relabel.evaluation.label_sets import read_multilabel_records, read_real
+from relabel.evaluation.predictions import Predictions, average_precision, predict
+from relabel.models import build_model
+from relabel.normalization import Renormalize
+from relabel.precision import precision_of
+from relabel.processes import join
 
 WNIDS = list(imagenet_classes())
 
@@ -41,8 +45,8 @@ class Brightness(torch.nn.Module):
 
 def look(path, **more):
     processes = join(-1, "gloo")
-    loader, files = images_of(str(path), 1000, 32, 0.875, 4, 1, processes)
-    return predict(Brightness(), loader, processes.device, lambda: torch.autocast("cpu", enabled=False), **more), files
+    loader, files = evaluation_loader(str(path), Reading(1000, processes, 1), 4, 32, 0.875)
+    return predict(Brightness(), loader, precision_of("fp32", processes.device), **more), files
 
 
 def test_folders_stand_for_classes_by_wordnet_id_by_number_or_by_order():
@@ -83,8 +87,8 @@ def test_real_counts_a_prediction_in_the_list_and_leaves_empty_lists_out(tmp_pat
     names = [f"n0/ILSVRC2012_val_{i:08d}.JPEG" for i in (3, 1, 4, 2)]
     right = read_real(str(tmp_path / "real.json"), names, 8)
     assert [np.flatnonzero(row).tolist() for row in right] == [[2], [1, 3], [5], []]
-    said = Predictions(np.array([[2, 0], [3, 0], [4, 5], [7, 0]]), np.ones(4), np.zeros(4, int), 0.0)
-    assert said.multilabel(right) == pytest.approx(200 / 3)
+    predictions = Predictions(np.array([[2, 0], [3, 0], [4, 5], [7, 0]]), np.ones(4), np.zeros(4, int), 0.0)
+    assert predictions.multilabel(right) == pytest.approx(200 / 3)
     with pytest.raises(BadInput, match=r"no entry for n0/ILSVRC2012_val_00000005"):
         read_real(str(tmp_path / "real.json"), ["n0/ILSVRC2012_val_00000005.JPEG"], 8)
     with pytest.raises(BadInput, match=r"entry 0 is \[1, 3\], must be a list of classes from 0 to 2"):
@@ -106,8 +110,8 @@ def test_shankar_s_accuracy_is_the_mean_of_the_classes(tmp_path):
     right, counts = read_multilabel_records(str(tmp_path / "records.json"), names, 8)
     assert counts.tolist() == [True, True, True, True, False, False]
     best = np.array([[7], [4], [5], [1], [1], [1]])  # wrong; correct; unclear; correct; problematic; none
-    said = Predictions(best, np.ones(6), np.array([0, 0, 0, 1, 1, 1]), 0.0)
-    assert said.class_averaged_multilabel(right, counts) == pytest.approx((200 / 3 + 100) / 2)
+    predictions = Predictions(best, np.ones(6), np.array([0, 0, 0, 1, 1, 1]), 0.0)
+    assert predictions.class_averaged_multilabel(right, counts) == pytest.approx((200 / 3 + 100) / 2)
     del records[1]["is_problematic"]
     (tmp_path / "records.json").write_text(json.dumps(records))
     with pytest.raises(BadInput, match="record 1 has no 'is_problematic'"):

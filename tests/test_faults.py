@@ -18,9 +18,9 @@ from fuzz_beton import fuzz, write_original
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
+from relabel.data.label_map_files import find_label_maps, read_tensor
 from relabel.errors import BadSample
-from relabel.inspection import Samples
-from relabel.label_map_files import find_label_maps, read_tensor
+from relabel.label_maps.inspection import Samples
 
 
 def test_two_thousand_mutated_files_end_in_an_error_or_are_read(tmp_path):
@@ -179,7 +179,7 @@ def test_odd_images_are_stored_as_torchvision_shows_them_or_named(tmp_path):
 
 
 def stored_images(path):
-    from relabel.beton import read_header
+    from relabel.data.beton import read_header
 
     header, data = read_header(str(path)), np.fromfile(path, np.uint8)
     return [
@@ -198,10 +198,10 @@ from ffcv_fields import CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResi
 from ffcv.fields.decoders import IntDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
-from relabel.loading import Loader
+from relabel.data.loader import Loader
 crops = CropSampler(0)
 image = RandomResizedCropDecoder(64, crops)
-loader = Loader({path!r}, num_classes=8, order="random", num_workers=2, crops=crops, batch_size=16, pipelines={{
+loader = Loader({path!r}, num_classes=8, order="random", num_workers=2, batch_size=16, pipelines={{
     "image": [image, ToTensor()], "label": [IntDecoder(), ToTensor()], "label_map": [LabelMapDecoder(), ToTensor()],
     "crop_box": PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])}})
 class Mallinfo(ctypes.Structure):  # glibc's struct mallinfo2
@@ -216,9 +216,9 @@ def use():
     return ((allocated.uordblks + allocated.hblkhd) / 2**20, resident, len(os.listdir("/proc/self/task")),
             len(os.listdir("/proc/self/fd")))
 for epoch in range(1500):
-    image.output_size = 32 + 8 * (epoch % 9)
-    for number, (_, labels, maps, boxes) in enumerate(loader.epoch(epoch)):
-        label_pooling(maps, boxes, 8, labels.view(-1))
+    loader.set_image_size(32 + 8 * (epoch % 9))
+    for number, batch in enumerate(loader.epoch(epoch)):
+        label_pooling(batch.label_maps, batch.crop_boxes, 8, batch.labels)
         if epoch % 7 == 0 and number == 1:
             break  # some epochs are left early
     if epoch == 100:
@@ -241,24 +241,6 @@ def test_fifteen_hundred_epochs_leave_memory_threads_and_files_as_they_were(beto
     assert files == 0 and threads <= 1, (before, after)  # the loader's thread may be at its end or not
     # In MiB. A leak that this found, of numba's TBB threads, was up to 100 KB an epoch, 130 in all, not by malloc.
     assert allocated < 3 and resident < 32, (before, after)
-
-
-def test_a_loader_that_runs_out_of_memory_says_so_within_seconds(beton):
-    from ffcv.fields.decoders import IntDecoder
-    from ffcv.transforms import ToTensor
-
-    from relabel.loading import Loader
-
-    def out_of_memory(batch):
-        raise MemoryError("none left")
-
-    pipelines = {"image": None, "label": [IntDecoder(), ToTensor()], "label_map": None}
-    loader = Loader(
-        str(beton), num_classes=8, order="random", num_workers=1, batch_size=16, pipelines=pipelines,
-        finish=out_of_memory,
-    )  # fmt: skip
-    with pytest.raises(MemoryError, match="none left"):
-        list(loader.epoch(0))
 
 
 def test_samples_of_a_folder_and_its_files_agree(folders):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from relabel.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
-from relabel.loading import Loader
-from relabel.packing import write_beton
+from relabel.data.loader import Loader
+from relabel.data.writer import write_beton
+from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 PHOTOGRAPHS = [data.chelsea, data.astronaut, data.coffee, data.rocket]
 
@@ -237,13 +237,13 @@ def beton(request, tmp_path_factory):
     return path
 
 
-def read(path, image_decoder, crops=None, **more):
+def read(path, image_decoder, **more):
     pipelines = {"image": [image_decoder, ToTensor()], "label": None} | more
     loader = Loader(
-        str(path), num_classes=12, crops=crops, batch_size=4, num_workers=2, order="sequential", drop_last=False,
+        str(path), num_classes=12, batch_size=4, num_workers=2, order="sequential", drop_last=False,
         pipelines=pipelines,
     )  # fmt: skip
-    batches = [[part.clone() for part in batch] for batch in loader.epoch(0)]
+    batches = [[part.clone() for part in (b.images, b.crop_boxes) if part is not None] for b in loader.epoch(0)]
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
@@ -263,9 +263,9 @@ def test_fast_and_exact_random_crops_are_the_same_region(beton):
 
     crops = CropSampler(3)
     boxes = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])
-    exact, box_1 = read(beton, RandomResizedCropDecoder(64, crops, decode="exact"), crops, crop_box=boxes)
+    exact, box_1 = read(beton, RandomResizedCropDecoder(64, crops, decode="exact"), crop_box=boxes)
     boxes = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()])
-    fast, box_2 = read(beton, RandomResizedCropDecoder(64, crops), crops, crop_box=boxes)
+    fast, box_2 = read(beton, RandomResizedCropDecoder(64, crops), crop_box=boxes)
     assert torch.equal(box_1, box_2) and (fast.float() - exact.float()).abs().mean() < 3
 
 

@@ -9,8 +9,8 @@ from ffcv.fields import IntField
 from ffcv.fields.decoders import IntDecoder
 from ffcv.transforms import ToTensor
 
-from relabel.loading import Loader
-from relabel.packing import write_beton
+from relabel.data.loader import Loader
+from relabel.data.writer import write_beton
 
 
 def pack(tensor, score_dtype="float16"):
@@ -77,7 +77,7 @@ def test_maps_come_out_of_the_loader_as_they_went_in(tmp_path, top_k, height, wi
         str(path), num_classes=32767, batch_size=4, num_workers=2, order="sequential", drop_last=False,
         pipelines={"label": [IntDecoder(), ToTensor()], "label_map": [LabelMapDecoder(), ToTensor()]},
     )  # fmt: skip
-    out = [row for _, batch in loader.epoch(0) for row in batch.numpy().copy()]
+    out = [row for batch in loader.epoch(0) for row in batch.label_maps.numpy().copy()]
     assert len(out) == 11
     for i, (row, packed) in enumerate(zip(out, maps, strict=True)):
         if i == 4:

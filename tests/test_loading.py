@@ -11,10 +11,10 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
-from relabel.beton import read_header
+from relabel.data.beton import read_header
+from relabel.data.loader import Loader
+from relabel.data.order import WINDOW, near_sequential_order
 from relabel.errors import BadInput
-from relabel.loading import Loader
-from relabel.order import WINDOW, near_sequential_order
 
 
 def make_loader(path, pipelines, batch_size=8, num_classes=8, **keywords):
@@ -27,7 +27,7 @@ def labels_only():
 
 
 def labels_of(loader, epoch):
-    return torch.cat([batch[0].clone() for batch in loader.epoch(epoch)]).flatten().tolist()
+    return torch.cat([batch.labels.clone() for batch in loader.epoch(epoch)]).tolist()
 
 
 @pytest.mark.parametrize("order", ["random", "near_sequential"])
@@ -67,20 +67,25 @@ def test_processes_share_each_epoch_s_samples_without_overlap(beton, order, worl
 
 
 class Fails(Operation):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
     def declare_state_and_memory(self, previous_state):
         return previous_state, None
 
     def generate_code(self):
         def fail(inp, dst):
-            raise RuntimeError("this batch cannot be made")
+            raise self.error
 
         return fail
 
 
-def test_a_failure_in_the_loader_s_thread_is_raised_where_batches_are_read(beton):
-    pipelines = labels_only() | {"label": [IntDecoder(), ToTensor(), Fails()]}
+@pytest.mark.parametrize("error", [RuntimeError("this batch cannot be made"), MemoryError("none left")])
+def test_a_failure_in_the_loader_s_thread_is_raised_where_batches_are_read(beton, error):
+    pipelines = labels_only() | {"label": [IntDecoder(), ToTensor(), Fails(error)]}
     loader = make_loader(beton, pipelines)
-    with pytest.raises(RuntimeError, match="this batch cannot be made"):
+    with pytest.raises(type(error), match=str(error)):
         labels_of(loader, 0)
 
 
@@ -107,24 +112,22 @@ def test_more_workers_than_cores_are_not_an_error(beton):
 
 def test_image_size_changes_between_epochs_without_compiling(beton):
     crops = CropSampler(0)
-    decoder = RandomResizedCropDecoder(32, crops)
     loader = make_loader(
         beton,
         {
-            "image": [decoder, ToTensor()],
+            "image": [RandomResizedCropDecoder(32, crops), ToTensor()],
             "label": None,
             "label_map": [LabelMapDecoder(), ToTensor()],
             "crop_box": PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=[ToTensor()]),
         },
-        crops=crops,
     )
     shapes, compiled = [], []
     for epoch, size in enumerate((32, 48, 32)):
-        decoder.output_size = size
-        for images, maps, boxes in loader.epoch(epoch):
-            shapes.append(tuple(images.shape))
-            assert maps.shape == (8, 2, 5, 15, 15) and maps.dtype == torch.int16
-            assert boxes.shape == (8, 4) and boxes.dtype == torch.float32
+        loader.set_image_size(size)
+        for batch in loader.epoch(epoch):
+            shapes.append(tuple(batch.images.shape))
+            assert batch.label_maps.shape == (8, 2, 5, 15, 15) and batch.label_maps.dtype == torch.int16
+            assert batch.crop_boxes.shape == (8, 4) and batch.crop_boxes.dtype == torch.float32
         functions = [f for stage, _ in loader.code[0] for f in stage.__globals__.values() if hasattr(f, "signatures")]
         compiled.append(sum(len(f.signatures) for f in functions))
     assert shapes == [(8, 32, 32, 3)] * 6 + [(8, 48, 48, 3)] * 6 + [(8, 32, 32, 3)] * 6

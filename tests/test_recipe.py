@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from relabel.data.loader import Batch
 from relabel.errors import BadInput
-from relabel.evaluate import evaluate
-from relabel.label_sets import read_multilabels
+from relabel.evaluation.label_sets import read_multilabels
+from relabel.evaluation.predictions import evaluate
 from relabel.models import BlurPoolConv2d, build_model, load_weights
-from relabel.optim import build_optimizer, image_size, learning_rate
+from relabel.precision import precision_of
+from relabel.training.optim import Resolution, build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize("arch, nearest", [("resnet5", "resnet50"), ("timm/rexnet_10", "timm/rexnet_100")])
@@ -88,9 +90,12 @@ def test_learning_rate_follows_the_official_schedule():
 
 
 def test_image_size_ramps_in_steps_of_32():
-    sizes = [image_size(e, 160, 192, 11, 13) for e in range(16)]
+    ramp = Resolution(min_res=160, max_res=192, start_ramp=11, end_ramp=13)
+    sizes = [ramp.at(e, 224) for e in range(16)]
     assert sizes == [160] * 12 + [192] * 4  # 176 rounds up
-    assert [image_size(e, 128, 224, 0, 4) for e in range(6)] == [128, 160, 192, 192, 224, 224]
+    ramp = Resolution(min_res=128, max_res=224, start_ramp=0, end_ramp=4)
+    assert [ramp.at(e, 0) for e in range(6)] == [128, 160, 192, 192, 224, 224]
+    assert Resolution().at(3, 224) == 224
 
 
 class Oracle(nn.Module):
@@ -113,7 +118,7 @@ class Batches(list):
 
     def __init__(self, batches):
         super().__init__(batches)
-        self.labels = torch.cat([labels[:, 0] for _, labels in batches]).numpy()
+        self.labels = torch.cat([batch.labels for batch in batches]).numpy()
 
     def order_of(self, epoch):
         return np.arange(len(self.labels))
@@ -126,13 +131,13 @@ def test_evaluate_counts_exactly():
     labels = torch.tensor([0, 1, 2, 3, 4, 5, 0])
     shown = torch.tensor([0, 1, 2, 3, 4, 4, 5])  # the last two are wrong; 5 -> 4 is in the top 5, 0 -> 5 is not
     images = shown.to(torch.uint8)[:, None, None, None].expand(7, 4, 4, 3)
-    batches = Batches([(images[:4], labels[:4, None]), (images[4:], labels[4:, None])])
+    batches = Batches([Batch(images[:4], labels[:4]), Batch(images[4:], labels[4:])])
     multilabels = torch.zeros(7, 6, dtype=torch.bool)
     multilabels[torch.arange(7), labels] = True
     multilabels[5, 4] = True
     multilabels[0] = False  # does not count
     oracle = Oracle()
-    result = evaluate(oracle, batches, torch.device("cpu"), torch.inference_mode, True, multilabels.numpy())
+    result = evaluate(oracle, batches, precision_of("fp32", torch.device("cpu")), True, multilabels.numpy())
     assert oracle.seen == 14  # each image and its mirror image
     assert result["images"] == 7
     assert result["top_1"] == pytest.approx(100 * 5 / 7) and result["top_5"] == pytest.approx(100 * 6 / 7)

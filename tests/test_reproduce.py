@@ -9,9 +9,9 @@ from conftest import run
 from test_train import small  # noqa: F401  (a fixture)
 
 import reproduce_tables
-from relabel import crop_study
-from relabel.demo import mean_and_error
-from relabel.scenes_suite import make_table
+from scenes import crop_study
+from scenes.demo import mean_and_error
+from scenes.suite import make_table
 
 
 def finished_run(folder, epochs, top_1, last_epoch):

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or cut off go on as if nothing had happened."""
+"""Runs that are killed, stopped or cut off resume as if nothing had happened."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from faults import training_rounds
 from test_train import log_of, weights
 
 from relabel.errors import BadInput
-from relabel.run_folder import RunFolder
-from relabel.watch import STOPPED
+from relabel.training.monitor import STOPPED
+from relabel.training.run_folder import RunFolder
 
 EPOCHS, STEPS = 3, 12
 
@@ -67,7 +67,7 @@ import torch
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from conftest import label_map_tensor
 from ffcv_fields import label_pooling
-from relabel.augment import augment
+from relabel.training.augment import augment
 rng = np.random.default_rng(0)
 images = torch.from_numpy(rng.integers(0, 256, (8, 45, 45, 3), dtype=np.uint8))
 maps = torch.stack([label_map_tensor(rng, 100).to(torch.float16) for _ in range(8)])
@@ -95,7 +95,7 @@ def wait_for_steps(folder, count, process):
         if (folder / "checkpoint.pt").exists() and log.exists() and len(log.read_text().splitlines()) >= count:
             return
         time.sleep(0.005)
-    assert process.poll() is not None, "the run neither went on nor ended"
+    assert process.poll() is not None, "the run neither continued nor ended"
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(arguments, uninterrupted, tmp_path):
@@ -107,12 +107,11 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(arguments, uninterrupted, 
     folder = tmp_path / "stopped"
     command = [*arguments, f"--logging.folder={folder}", "--logging.checkpoint_minutes=0"]
     process = Command(*command)
-    deadline = time.monotonic() + 120
-    while not (folder / "log.jsonl").exists() and time.monotonic() < deadline:
+    while not (folder / "log.jsonl").exists() and process.poll() is None:  # an event, however slow the machine
         time.sleep(0.01)
     process.send_signal(number)
     result = process.wait()
-    assert result.returncode == STOPPED and "--resume=auto goes on" in result.stdout
+    assert result.returncode == STOPPED and "--resume=auto resumes" in result.stdout
     assert "Traceback" not in result.stderr
     assert run(*command).returncode == 0
     same_in_the_end(folder, uninterrupted)
@@ -124,10 +123,9 @@ def test_a_truncated_checkpoint_is_seen_and_the_one_before_used(arguments, unint
     file = folder / "checkpoint.pt"
     os.truncate(file, file.stat().st_size // 2)
     result = run(*arguments, f"--logging.folder={folder}")
-    assert result.returncode == 0 and f"{file}: damaged, left out" in result.stderr
+    assert result.returncode == 0 and f"{file}: damaged, not used" in result.stderr
     assert weights(folder)["epoch"] == EPOCHS  # its schedule was of 2 epochs at first: the weights are others
     for name in ("checkpoint.pt", "checkpoint_before.pt"):
         os.truncate(folder / name, 100)
-    settings = {"logging.resume": "auto", "optim.start_epoch": 0}
-    with pytest.raises(BadInput, match="no whole checkpoint"):
-        RunFolder(str(folder), False).load(torch.device("cpu"), settings)
+    with pytest.raises(BadInput, match="no complete checkpoint"):
+        RunFolder(str(folder), {}).load(torch.device("cpu"), resume=True, start_epoch=0)

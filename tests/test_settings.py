@@ -9,13 +9,27 @@ from conftest import ROOT, run
 SCRIPT = """
 import sys, json
 sys.path.insert(0, {root!r})
-from fastargs import Param, Section
-from relabel.settings import Choice, Flag, Number, load_settings, resolved
-optim, data = Section("optim", "o"), Section("data", "d")
-optim.params(**{{"lr.init": Param(Number(0), "rate", default=0.5)}})
-optim.params(epochs=Param(Number(1, whole=True), "n", required=True))
-data.params(use=Param(Flag(), "f", default=True), mode=Param(Choice("a", "b"), "m", default="a"))
-print(json.dumps(resolved(load_settings("What it is."))))
+from dataclasses import dataclass
+from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
+@dataclass(frozen=True, kw_only=True)
+class Lr:
+    init: float = setting(Number(0), "rate", 0.5)
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    \'\'\'the optimizer\'\'\'
+    lr: Lr = group(Lr)
+    epochs: int = setting(Number(1, whole=True), "n")
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    use: bool = setting(Flag(), "f", True)
+    mode: str = setting(Choice("a", "b"), "m", "a")
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    optim: Optim = group(Optim)
+    data: Data = group(Data)
+settings = load_settings(Settings, "What it is.")
+assert settings.optim.lr.init == as_dict(settings)["optim.lr.init"]
+print(json.dumps(as_dict(settings)))
 """
 
 
@@ -57,7 +71,7 @@ def test_each_mistake_is_one_message_and_exit_code_2(tmp_path, arguments, yaml, 
 def test_help_lists_every_setting_with_default_and_meaning(tmp_path):
     result = load(tmp_path, "--help")
     assert result.returncode == 0
-    for part in ("What it is.", "--optim.lr.init", "rate", "default 0.5", "required", "a | b"):
+    for part in ("What it is.", "optim: the optimizer", "--optim.lr.init", "rate", "default 0.5", "required", "a | b"):
         assert part in result.stdout
 
 
@@ -65,3 +79,16 @@ def test_the_recipes_are_found_from_wherever_a_command_is_called(tmp_path):
     arguments = ("--config-file=rn50_configs/demo.yaml", "--data.val_dataset=nowhere.beton")
     result = run("train_imagenet.py", *arguments, cwd=tmp_path)
     assert result.returncode == 1 and "nowhere.beton: no such file" in result.stderr
+
+
+def test_all_commands_can_be_imported_in_one_process():
+    import evaluate_imagenet
+    import generate_label_maps
+    import inspect_label_maps
+    import reproduce_tables
+    import train_imagenet
+    import write_datasets
+
+    assert train_imagenet.Settings().optim.lr.init == 0.5
+    assert len({m.__name__ for m in (evaluate_imagenet, generate_label_maps, inspect_label_maps, reproduce_tables,
+                                     train_imagenet, write_datasets)}) == 6  # fmt: skip

@@ -10,9 +10,11 @@ import yaml
 from conftest import ROOT, run
 
 import train_imagenet
-from relabel import scenes
-from relabel.label_map_files import read_tensor
+from relabel.data.label_map_files import read_tensor
+from relabel.label_maps.annotator import DenseAnnotator
 from relabel.models import build_model
+from relabel.settings import as_dict, load_settings
+from scenes import annotator, compose
 
 OFFICIAL_BASE = """
 model: {arch: 'resnet50'}
@@ -33,13 +35,13 @@ CONFIGS = sorted((ROOT / "rn50_configs").glob("*.yaml"))
 def small(tmp_path_factory):
     """A folder with scenes, label maps of an untrained annotator, and the two .beton."""
     root = tmp_path_factory.mktemp("scenes")
-    scenes.write_scenes(root, "train", 128, 0)
-    scenes.write_scenes(root, "val", 64, 0)
+    compose.write_scenes(root, "train", 128, 0)
+    compose.write_scenes(root, "val", 64, 0)
     torch.manual_seed(0)
-    scenes.annotate(scenes.Annotator().eval(), root / "train", root / "label_maps")
+    annotator.annotate(annotator.Annotator().eval(), root / "train", root / "label_maps")
     result = run(
         "write_datasets.py", f"--cfg.data_dir={root}/train", f"--cfg.label_map_dir={root}/label_maps",
-        "--cfg.axis_order=yx", f"--cfg.write_path={root}/train.beton",
+        f"--cfg.write_path={root}/train.beton",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert run("write_datasets.py", f"--cfg.data_dir={root}/val", f"--cfg.write_path={root}/val.beton").returncode == 0
@@ -91,7 +93,7 @@ def test_a_run_is_reproducible_and_restarts_where_it_stopped(small, tmp_path):
     first, second = log_of(tmp_path / "a"), log_of(tmp_path / "b")
     assert [line["train_loss"] for line in first] == [line["train_loss"] for line in second]
     again = train(small, tmp_path / "a")
-    assert again.returncode == 1 and "--resume=auto goes on" in again.stderr  # nothing is overwritten
+    assert again.returncode == 1 and "--resume=auto resumes" in again.stderr  # nothing is overwritten
     short = ("--optim.epochs=1", "--optim.lr.decay_type=default", "--optim.warmup.epochs=0")
     assert train(small, tmp_path / "c", *short).returncode == 0
     result = train(small, tmp_path / "c", "--optim.start_epoch=1")
@@ -119,7 +121,7 @@ def test_accumulated_steps_and_averaged_weights(small, tmp_path):
     assert f"loss {log_of(tmp_path / 'whole')[-1]['loss']:.4g}" in test.stdout
 
 
-def test_labels_are_cleaned_and_a_head_of_another_size_starts_anew(small, tmp_path):
+def test_labels_are_cleaned_and_a_head_of_another_size_is_reinitialized(small, tmp_path):
     torch.manual_seed(0)
     pretrained = tmp_path / "21k.pth"
     torch.save({"state_dict": build_model("shufflenet_v2_x0_5", 21).state_dict()}, pretrained)
@@ -128,7 +130,7 @@ def test_labels_are_cleaned_and_a_head_of_another_size_starts_anew(small, tmp_pa
     result = train(small, tmp_path / "run", f"--model.weights={pretrained}", "--optim.epochs=1",
                    f"--data.clean_labels={tmp_path}/clean.tsv")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "fc, for other classes there, starts anew" in result.stdout
+    assert "fc is re-initialized, for other classes" in result.stdout
     assert "1 labels replaced, 40 of 128 samples left out" in result.stdout
     assert "of 1 epochs of 2 steps" in result.stdout  # 88 samples are left for batches of 32
     (tmp_path / "clean.tsv").write_text("nowhere.jpg\t3\n")
@@ -199,17 +201,8 @@ def test_a_file_without_label_maps_says_how_to_get_them(small, tmp_path):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_is_understood_and_says_what_it_reproduces(config, monkeypatch):
-    from fastargs import get_current_config
-
-    from relabel.settings import load_settings
-
     monkeypatch.setattr("sys.argv", ["train_imagenet.py", "--config-file", str(config), "--data.val_dataset=v"])
-    known = get_current_config()  # of every command imported so far
-    monkeypatch.setattr(known, "content", {})
-    monkeypatch.setattr(known, "entries", {path: entry for path, entry in known.entries.items() if path[0] != "cfg"})
-    sections = {name: paths for name, paths in known.sections_to_entries.items() if name[0] != "cfg"}
-    monkeypatch.setattr(known, "sections_to_entries", sections)
-    settings = train_imagenet.resolved(load_settings(""))
+    settings = as_dict(load_settings(train_imagenet.Settings, ""))
     given = yaml.safe_load(config.read_text())
     assert settings["optim.epochs"] == given["optim"]["epochs"]
     head = [line for line in config.read_text().splitlines() if line.startswith("#")]
@@ -222,16 +215,17 @@ def test_scenes_are_what_their_json_says(small):
     files = sorted(str(p.relative_to(small / "train")) for p in (small / "train").rglob("*.jpg"))
     assert layout["files"] == files and len(files) == 128
     for file, objects, present in zip(files, layout["objects"], layout["multilabels"], strict=True):
-        assert scenes.CLASSES[objects[0][0]] == file.split("/")[0]
+        assert compose.CLASSES[objects[0][0]] == file.split("/")[0]
         assert present == sorted({c for c, *_ in objects})
     assert np.mean([len(p) for p in layout["multilabels"]]) > 1.5
 
 
 def test_the_annotator_s_dense_logits_average_to_its_logits(small):
     torch.manual_seed(1)
-    annotator, images = scenes.Annotator().eval(), torch.randn(2, 3, 120, 120)
+    network, images = annotator.Annotator().eval(), torch.randn(2, 3, 120, 120)
+    dense = DenseAnnotator(network, 120)
     with torch.inference_mode():
-        assert annotator.dense(images).shape == (2, 8, 15, 15)
-        assert torch.allclose(annotator.dense(images).mean((2, 3)), annotator(images), atol=1e-5)
+        assert dense(images).shape == (2, 8, 15, 15)
+        assert torch.allclose(dense(images).mean((2, 3)), network(images), atol=1e-5)
     file = next((small / "label_maps").rglob("*.pt"))
     assert read_tensor(file).shape == (2, 5, 15, 15) and read_tensor(file).dtype == torch.float32

@@ -15,15 +15,15 @@ from ffcv_fields.label_map import unpack_label_map
 from conftest import ROOT, run, write_images, write_label_maps
 from PIL import Image
 
-import write_datasets
-from relabel.beton import read_header
+from relabel.data.beton import read_header
+from relabel.data.packing import Packing, pack
 from relabel.errors import BadInput
 
 
 def write(images, path, **settings):
     """The command in this process, where it starts sooner."""
     settings = {"num_workers": 2, "axis_order": "yx"} | {k: str(v) if "dir" in k else v for k, v in settings.items()}
-    write_datasets.main(data_dir=str(images), write_path=str(path), **settings)
+    pack(Packing(data_dir=str(images), write_path=str(path), **settings))
 
 
 def run_write(images, path, *more):

@@ -1,0 +1,1 @@
+"""What images and labels are read from: class folders, label-map files, `.beton` files, the loader."""

@@ -1,0 +1,248 @@
+"""Label maps on disk: the official format, `CLASS/IMAGE.pt` or `.p`, one tensor `[2, top_k, H, W]` each; or an archive.
+
+An archive is one file `NAME.npy` instead of a million small ones: int16 `[N, 2, top_k, H, W]` in the layout of
+`ffcv_fields.label_map` (float16 scores). Beside a tree (`label_maps.json`) or an archive (`NAME.npy.json`) there may
+be a manifest that says how it was made, and in which axis order.
+
+`tensor[0]` holds the scores (logits), `tensor[1]` the class indices as floats. Nothing in a file is trusted: it
+is read by torch's restricted unpickler, which executes nothing, and every value is checked.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..errors import BadSample
+
+SUFFIXES = (".pt", ".p")
+GREATEST_FILE = 64 << 20  # bytes; the official files have 9.4 KB
+
+
+@dataclass(frozen=True)
+class LabelMapFormat:
+    """What every file of a tree must agree on: `[2, top_k, height, width]` once the rows are the image's y."""
+
+    top_k: int
+    height: int
+    width: int
+    num_classes: int
+    axis_order: str
+
+
+@dataclass(frozen=True)
+class ArchiveEntry:
+    """One label map of an archive: row `row` of `archive`; `name` for messages."""
+
+    archive: np.ndarray
+    row: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def tensor(self) -> torch.Tensor:
+        """As an official file holds it: float32 `[2, top_k, rows, columns]`."""
+        scores, classes = np.array(self.archive[self.row])
+        return torch.from_numpy(np.stack([scores.view(np.float16).astype(np.float32), classes.astype(np.float32)]))
+
+
+Source = Path | ArchiveEntry
+
+
+def manifest_of(root: Path) -> Path:
+    """Where the manifest of a tree or an archive is, if it has one."""
+    return root / "label_maps.json" if root.is_dir() else root.with_name(root.name + ".json")
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What the manifest says; empty without one.
+
+    Raises:
+        BadSample: it is there and cannot be read.
+    """
+    file = manifest_of(root)
+    if not file.is_file():
+        return {}
+    try:
+        manifest = json.loads(file.read_text())
+        if manifest["axis_order"] not in ("yx", "xy"):
+            raise ValueError(f"axis_order is {manifest['axis_order']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadSample(file, f"is no manifest of label maps ({error})") from None
+    return manifest
+
+
+def axis_order_of(root: Path, given: str) -> str:
+    """The axis order of a tree or archive: `given`, or for "auto" the manifest's, or the official pairing, "xy".
+
+    Raises:
+        BadSample: `given` contradicts the manifest.
+    """
+    said = read_manifest(root).get("axis_order")
+    if given == "auto":
+        return said or "xy"
+    if said and said != given:
+        raise BadSample(manifest_of(root), f"says axis_order {said}, not {given}; leave cfg.axis_order at auto")
+    return given
+
+
+def open_archive(file: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
+    """The maps of an archive, mapped into memory.
+
+    Raises:
+        BadSample: it is not one.
+    """
+    try:
+        maps = np.load(file, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadSample(file, f"is no archive of label maps ({str(error)[:120]})") from None
+    if maps.dtype != np.int16 or maps.ndim != 5 or maps.shape[1] != 2:
+        raise BadSample(file, f"holds {maps.dtype}{list(maps.shape)}, must be int16 [N, 2, top_k, H, W]")
+    return maps
+
+
+def find_label_maps(root: Path, classes: list[str]) -> dict[tuple[str, str], Source]:
+    """All label maps of a tree or an archive, keyed by `(class folder, file name without ending)`.
+
+    The class folders may stand in `root` itself or in one inner folder, as the official archive has them.
+
+    Raises:
+        BadSample: there are no class folders below `root`.
+    """
+    if root.is_file():
+        maps, files = open_archive(root), read_manifest(root).get("files", [])
+        if len(files) != len(maps):
+            raise BadSample(
+                root, f"holds {len(maps):,} label maps; its manifest {manifest_of(root)} names {len(files):,}"
+            )
+        entries = ((Path(name), ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files))
+        return {(name.parent.name, name.stem): entry for name, entry in entries}
+    folder = _class_root(root, set(classes))
+    found: dict[tuple[str, str], Source] = {}
+    inside = f"{os.path.realpath(folder)}/"
+    for class_entry in os.scandir(folder):
+        if class_entry.is_dir():
+            _refuse_link(class_entry, inside)
+            for entry in os.scandir(class_entry.path):
+                stem, suffix = os.path.splitext(entry.name)
+                if suffix in SUFFIXES:
+                    _refuse_link(entry, inside)
+                    found[class_entry.name, stem] = Path(entry.path)
+    return found
+
+
+def _refuse_link(entry, inside):
+    if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
+        raise BadSample(Path(entry.path), f"is a link out of {inside}; copy what it points to")
+
+
+def _class_root(root: Path, classes: set[str]) -> Path:
+    if not root.is_dir():
+        raise BadSample(root, "is not a folder; cfg.label_map_dir takes the folder of label maps")
+    folders = [entry for entry in os.scandir(root) if entry.is_dir()]
+    if any(entry.name in classes for entry in folders):
+        return root
+    inner = [f for f in folders if any(e.name in classes for e in os.scandir(f.path) if e.is_dir())]
+    if len(inner) != 1:
+        raise BadSample(root, f"holds no folder named as an image class ({', '.join(sorted(classes)[:3])}, ...)")
+    return Path(inner[0].path)
+
+
+def read_tensor(file: Source) -> torch.Tensor:
+    """The tensor of a label map, `[2, top_k, rows, columns]`, unchecked but for its type.
+
+    Raises:
+        BadSample: the file is too large, truncated, no tensor, or a pickle that would execute code.
+    """
+    if isinstance(file, ArchiveEntry):
+        return file.tensor()
+    try:
+        size = os.stat(file).st_size
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                size = max(size, sum(entry.file_size for entry in archive.infolist()))
+        if size > GREATEST_FILE:
+            raise BadSample(file, f"has {size:,} bytes, more than any label map ({GREATEST_FILE:,})")
+        tensor = torch.load(file, map_location="cpu", weights_only=True)
+    except BadSample:
+        raise
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked:
+            raise BadSample(file, f"refused: a pickle that calls {asked[1]}; nothing in it was executed") from None
+        raise BadSample(file, "is not a readable label map (damaged, or not written by torch.save)") from None
+    except FileNotFoundError:
+        raise BadSample(file, "does not exist") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+            MemoryError, zipfile.BadZipFile) as error:  # fmt: skip
+        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise BadSample(file, f"cannot be read ({what}); is it truncated?") from None
+    if isinstance(tensor, torch.Tensor) and tensor.numel() * 4 > GREATEST_FILE:
+        raise BadSample(file, f"holds {list(tensor.shape)} numbers, more than any label map")
+    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided:
+        raise BadSample(file, f"holds a {type(tensor).__name__}, not a tensor [2, top_k, height, width]")
+    return tensor
+
+
+def label_map_format(file: Source, num_classes: int, axis_order: str) -> LabelMapFormat:
+    """The format that `file` has, for all others of its tree to follow."""
+    shape = list(read_tensor(file).shape)
+    if len(shape) != 4 or shape[0] != 2 or 0 in shape:
+        raise BadSample(file, f"has shape {shape}, must be [2, top_k, height, width]")
+    height, width = shape[2:] if axis_order == "yx" else shape[:1:-1]
+    return LabelMapFormat(shape[1], height, width, num_classes, axis_order)
+
+
+def read_label_map(file: Source, expected: LabelMapFormat) -> tuple[np.ndarray, np.ndarray]:
+    """One checked label map, rows = the image's y.
+
+    Returns:
+        scores float32 and class indices int64, each `[top_k, height, width]`.
+
+    Raises:
+        BadSample: the shape differs from `expected`, a score is not finite, an index is not a whole number from
+            0 to `num_classes - 1`, or a place names a class twice.
+    """
+    tensor = read_tensor(file)
+    height, width = expected.height, expected.width
+    rows, columns = (height, width) if expected.axis_order == "yx" else (width, height)
+    shape = [2, expected.top_k, rows, columns]
+    if list(tensor.shape) != shape or not tensor.is_floating_point():
+        raise BadSample(file, f"is {tensor.dtype}{list(tensor.shape)}, must be floats {shape} as the first file's")
+    values = tensor.float().numpy()
+    if expected.axis_order == "xy":
+        values = values.swapaxes(-1, -2)
+    scores, indices = np.ascontiguousarray(values[0]), values[1]
+    finite = np.isfinite(scores)
+    if not finite.all():
+        k, y, x = np.argwhere(~finite)[0]
+        raise BadSample(file, f"score {scores[k, y, x]} at entry {k}, y {y}, x {x} is not finite")
+    in_range = (indices >= 0) & (indices < expected.num_classes) & (indices == np.floor(indices))
+    if not in_range.all():
+        k, y, x = np.argwhere(~in_range)[0]
+        raise BadSample(
+            file,
+            f"class index {indices[k, y, x]:g} at entry {k}, y {y}, x {x} is not one of the {expected.num_classes} "
+            "classes (one per class folder of cfg.data_dir; an empty folder counts)",
+        )
+    classes = indices.astype(np.int64)
+    ordered = np.sort(classes, axis=0)
+    twice = ordered[1:] == ordered[:-1]
+    if twice.any():
+        k, y, x = np.argwhere(twice)[0]
+        raise BadSample(file, f"class {ordered[k, y, x]} is listed twice at y {y}, x {x}")
+    return scores, classes
+
+
+def write_label_map(file: Path, scores: np.ndarray, classes: np.ndarray) -> None:
+    """Write one label map, rows = y, in the official format (float32 `[2, top_k, height, width]`)."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.from_numpy(np.stack([scores, classes]).astype(np.float32)), file)

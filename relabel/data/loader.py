@@ -1,0 +1,316 @@
+"""FFCV's loader with what long runs need: any epoch on demand, errors that surface, threads that end.
+
+Stock FFCV counts epochs itself, leaves the consumer waiting forever when its thread fails, and keeps the thread
+of an epoch that was left early.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from queue import Full
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder
+from ffcv.fields.decoders import IntDecoder
+from ffcv.loader import Loader as FFCVLoader
+from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
+from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.compiler import Compiler
+from ffcv.transforms import ToDevice, ToTensor
+
+from ..errors import BadInput
+from ..normalization import IMAGENET_MEAN, IMAGENET_STD
+from ..processes import Processes
+from .beton import CUSTOM_FIELDS, column, read_header
+from .order import near_sequential_order, random_order, share_of
+
+STATISTICS = (IMAGENET_MEAN, IMAGENET_STD)
+Pipelines = dict[str, Any]  # name -> a list of operations, a PipelineSpec, or None: not read
+
+
+@dataclass
+class Batch:
+    """What the network's step begins with, on the loader's device; B samples.
+
+    The tensors are views of the loader's memory: they hold until `batches_ahead` more batches were asked for. Whatever
+    the loader was not asked for is None.
+    """
+
+    images: torch.Tensor  # uint8 [B, S, S, 3] RGB, or float32, normalized
+    labels: torch.Tensor  # int64 [B], the single labels
+    label_maps: torch.Tensor | None = None  # int16 or int32 [B, 2, top_k, H, W], see ffcv_fields.label_map
+    crop_boxes: torch.Tensor | None = None  # float32 [B, 4], (x1, y1, x2, y2) in fractions of the stored image
+
+
+_FIELDS = {"image": "images", "label": "labels", "label_map": "label_maps", "crop_box": "crop_boxes"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a `.beton` is read, for training as for validation.
+
+    Args:
+        num_classes: of the network; no label in the file may be outside.
+        processes: among which each batch is shared, and this one's device.
+        num_workers: threads that decode in this process.
+        in_memory: the file fits in memory; else training reads it near-sequentially, and nothing is cached.
+        decode: "fast" or "exact", as in `ffcv_fields.RandomResizedCropDecoder`.
+    """
+
+    num_classes: int
+    processes: Processes
+    num_workers: int
+    in_memory: bool = True
+    decode: str = "fast"
+
+    def statistics(self, normalize: bool = True) -> tuple | None:
+        """Mean and standard deviation for a decoder that normalizes; on a GPU that is done after the transfer."""
+        on_cpu = self.processes.device.type == "cpu"
+        return STATISTICS if normalize and on_cpu and self.decode == "fast" else None
+
+    def to_device(self) -> list:
+        device = self.processes.device
+        return [ToTensor(), *([ToDevice(device, non_blocking=True)] if device.type == "cuda" else [])]
+
+    def loader(self, path: str, batch_size: int, pipelines: Pipelines, **keywords: Any) -> "Loader":
+        """A `Loader` of this process's `batch_size` samples of each batch."""
+        return Loader(
+            path, self.num_classes, batch_size=batch_size, pipelines=pipelines, num_workers=self.num_workers,
+            rank=self.processes.rank, world_size=self.processes.world_size, os_cache=self.in_memory, **keywords,
+        )  # fmt: skip
+
+
+def training_loader(
+    path: str,
+    reading: Reading,
+    batch_size: int,
+    crops: CropSampler,
+    image_size: int,
+    *,
+    label_maps: bool = True,
+    normalize: bool = True,
+    labels: np.ndarray | None = None,
+) -> "Loader":
+    """Random crops in random order, with label maps and crop boxes if asked for; raises as `Loader`.
+
+    Args:
+        path: the `.beton`.
+        batch_size: samples of a batch in this process.
+        crops: of images and crop boxes; its seed is that of the order too.
+        image_size: side of the crop in pixels; `Loader.set_image_size` changes it between epochs.
+        label_maps: hand out label maps and crop boxes.
+        normalize: on the CPU the decoder normalizes; False where augmentation comes first.
+        labels: int64 `[num_samples]`, in place of the file's; -1 leaves a sample out.
+    """
+    image = RandomResizedCropDecoder(image_size, crops, reading.decode, reading.statistics(normalize))
+    pipelines: Pipelines = {"image": [image, *reading.to_device()], "label": [IntDecoder(), *reading.to_device()]}
+    pipelines["label_map"] = [LabelMapDecoder(), *reading.to_device()] if label_maps else None
+    if label_maps:
+        pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=reading.to_device())
+    order = "random" if reading.in_memory else "near_sequential"
+    return reading.loader(path, batch_size, pipelines, order=order, seed=crops.seed, labels=labels, drop_last=True)
+
+
+def validation_loader(
+    path: str, reading: Reading, batch_size: int, image_size: int, crop_ratio: float, labels: np.ndarray | None = None
+) -> "Loader":
+    """Center crops in the file's order, each sample once over all processes; arguments as in `training_loader`.
+
+    Args:
+        batch_size: samples of a batch over all processes.
+        crop_ratio: side of the crop, share of the image's shorter side.
+    """
+    image = CenterCropDecoder(image_size, crop_ratio, reading.decode, reading.statistics())
+    pipelines: Pipelines = {"image": [image, *reading.to_device()], "label": [IntDecoder(), *reading.to_device()]}
+    pipelines["label_map"] = None
+    share = -(-batch_size // reading.processes.world_size)
+    return reading.loader(path, share, pipelines, order="sequential", labels=labels, drop_last=False)
+
+
+class Loader(FFCVLoader):
+    """An FFCV loader whose epochs are asked for by number, as `Batch`es.
+
+    Its constructor has FFCV's own arguments besides these.
+
+    Args:
+        path: the `.beton`.
+        num_classes: of the network; no label in the file may be outside.
+        order: "random"; "near_sequential" for a file larger than memory; "sequential".
+        num_workers: threads that decode; no more are started than numba may use (one a core).
+        seed: of the order.
+        rank, world_size: this process's number and how many there are. Each global batch, `world_size * batch_size`
+            samples of the one order that all processes compute, is cut into their batches; without `drop_last` the
+            last ones are cut evenly, so that no sample comes twice or not at all.
+        labels: int64 `[num_samples]`, in place of the file's; -1: the sample is left out.
+        keywords: as FFCV's Loader takes them: `batch_size`, `pipelines`, `os_cache`, `drop_last`. The pipelines of
+            "image", "label", "label_map" and "crop_box" become the fields of `Batch`.
+
+    Raises:
+        BadInput: see `read_header`; also a class outside `num_classes`, and label maps that are asked for in
+            `pipelines` and not there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        num_classes: int,
+        order: str,
+        num_workers: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        labels: np.ndarray | None = None,
+        **keywords: Any,
+    ) -> None:
+        threads = torch.get_num_threads()
+        self.header = read_header(path)
+        self.labels = column(self.header, "label").copy() if labels is None else labels
+        self.samples = np.arange(len(self.labels)) if labels is None else np.flatnonzero(labels >= 0)
+        self._check(path, num_classes, keywords["pipelines"])
+        self._decoders = [_first(pipeline) for pipeline in keywords["pipelines"].values() if pipeline is not None]
+        self._samplers = {decoder.crops for decoder in self._decoders if hasattr(decoder, "crops")}
+        custom = CUSTOM_FIELDS if "label_map" in self.header.handlers else {}
+        num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
+        super().__init__(path, custom_fields=custom, num_workers=num_workers, seed=seed, **keywords)
+        self.num_classes, self.order, self.rank, self.world_size = num_classes, order, rank, world_size
+        if labels is not None:
+            self._replace_labels(labels)
+        torch.set_num_threads(threads)
+
+    def _check(self, path, num_classes, pipelines):
+        if len(self.samples) == 0:
+            raise BadInput(f"{path}: no sample is left to load")
+        labels = self.labels[self.samples]
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}; model.num_classes is {num_classes}")
+        label_map = self.header.handlers.get("label_map")
+        if pipelines.get("label_map") is None:
+            return
+        if label_map is None:
+            raise BadInput(
+                f"{path}: holds no label maps; pack them with write_datasets.py --cfg.label_map_dir=..., "
+                "or train on single labels with --data.relabel.use=False"
+            )
+        if label_map.num_classes > num_classes:
+            raise BadInput(
+                f"{path}: its label maps name {label_map.num_classes} classes; model.num_classes is {num_classes}"
+            )
+
+    def _replace_labels(self, labels):
+        metadata = self.reader.metadata  # FFCV's decoders hold views of it, compiled for an array that is not writeable
+        metadata.setflags(write=True)
+        column(self.reader, "label")[:] = labels
+        metadata.setflags(write=False)
+
+    def set_image_size(self, size: int) -> None:
+        """The side in pixels of the next epochs' images; nothing is compiled again."""
+        for decoder in self._decoders:
+            if hasattr(decoder, "output_size"):
+                decoder.output_size = size
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Generator[Batch]:
+        """The batches of one epoch from `first_batch` on; order and crops depend on the seed and `epoch` alone.
+
+        Raises:
+            Exception: whatever was raised while a batch was made, in the thread that makes them.
+        """
+        for sampler in self._samplers:
+            sampler.epoch = epoch
+        iterator = _EpochIterator(self, self.order_of(epoch)[first_batch * self.batch_size :])
+        try:
+            for tensors in iterator:
+                yield self._batch(tensors)
+        finally:
+            iterator.close()
+            iterator.join()
+
+    def order_of(self, epoch: int) -> np.ndarray:
+        """This process's samples of an epoch in the order in which they come, int64."""
+        count = len(self.samples)
+        if self.order == "random":
+            order = random_order(count, self.seed, epoch)
+        elif self.order == "near_sequential":
+            image = column(self.header, "image")[self.samples]
+            order = near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
+        else:
+            order = np.arange(count)
+        return share_of(self.samples[order], self.batch_size, self.rank, self.world_size, self.drop_last)
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every process but for the last one's size."""
+        whole, rest = divmod(len(self.samples), self.batch_size * self.world_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Generator[Batch]:
+        return self.epoch(0)
+
+    def _batch(self, tensors: tuple[torch.Tensor, ...]) -> Batch:
+        names = [_FIELDS[name] for name in self.pipeline_specs]
+        found: dict[str, Any] = dict.fromkeys(_FIELDS.values()) | dict(zip(names, tensors, strict=True))
+        if found["labels"] is not None:
+            found["labels"] = found["labels"].view(-1)
+        return Batch(**found)
+
+
+def _first(pipeline):
+    return pipeline.decoder if isinstance(pipeline, PipelineSpec) else pipeline[0]
+
+
+class _EpochIterator(EpochIterator):
+    """FFCV's thread, with failures handed to the consumer and an end to waiting once that has left."""
+
+    closed: bool
+
+    def run(self) -> None:
+        try:
+            # Not Compiler.set_num_threads: that sets torch's threads too, MKL's for the whole process, at a moment
+            # that no one knows; sums would then depend on it.
+            Compiler.num_threads = self.loader.num_workers
+            numba.set_num_threads(self.loader.num_workers)
+            self._make_batches()
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _make_batches(self):
+        slots = self.loader.batches_ahead + 2
+        events = [None] * slots
+        for number, indices in enumerate(self.iter_ixes):
+            slot = number % slots
+            result = self.run_pipeline(number, indices, slot, events[slot])
+            if not self._put((slot, result)):
+                return
+            if IS_CUDA:
+                # The consumer has asked for batch number - batches_ahead: all work on the batch before that has
+                # been submitted. Its slot must not be written before that work is done.
+                event = torch.cuda.Event()
+                event.record(self.current_stream)
+                events[(slot - self.loader.batches_ahead - 1) % slots] = event
+
+    def _put(self, item):
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=0.1)
+                return True
+            except Full:
+                pass
+        return False
+
+    def __next__(self):
+        item = self.output_queue.get()
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        slot, result = item
+        if IS_CUDA:
+            self.current_stream.wait_stream(self.cuda_streams[slot])
+        return result
+
+    def close(self) -> None:
+        self.terminate_event.set()
+        if not self.closed:
+            self.closed = True
+            self.memory_context.__exit__(None, None, None)

@@ -1,0 +1,1 @@
+"""Predictions of a network and their accuracy, by single and by multiple labels."""

@@ -1,0 +1,1 @@
+"""Making and inspecting label maps: dense annotators, the generator, figures of quality."""

@@ -1,0 +1,198 @@
+"""What label maps say: samples with their maps from a folder or a `.beton`, a quality report, an axis-order check."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from ffcv_fields import label_pooling
+from ffcv_fields.label_map import pack_label_map, unpack_label_map
+from ffcv.fields.rgb_image import IMAGE_MODES
+from PIL import Image
+
+from ..data.beton import column, read_header
+from ..data.images import find_images
+from ..data.label_map_files import axis_order_of, find_label_maps, label_map_format, read_label_map
+from ..data.sample_list import file_list_of, read_file_list
+from ..errors import BadInput
+from .annotator import DenseAnnotator, Preprocessing
+
+MULTI_LABEL_SHARE = 0.1  # of the places that a second class must be best at
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image, where it comes from, its single label, and its label map.
+
+    `scores` float32 and `classes` int64 are `[top_k, H, W]`, rows = y.
+    """
+
+    name: str
+    label: int
+    image: Image.Image
+    scores: np.ndarray
+    classes: np.ndarray
+
+    def targets(self, crop_boxes: np.ndarray, num_classes: int, temperature: float) -> np.ndarray:
+        """The pooled soft targets of crops, `(x1, y1, x2, y2)` in fractions: float32 `[N, num_classes]`."""
+        return pool_one(self.scores, self.classes, crop_boxes, num_classes, "float32", temperature)
+
+
+def pool_one(
+    scores: np.ndarray, classes: np.ndarray, crop_boxes: np.ndarray, num_classes: int, score_dtype: str,
+    temperature: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    """The pooled soft targets of several crops of one image: float32 `[N, num_classes]`.
+
+    Args:
+        scores, classes: the image's label map, float32 and int64 `[top_k, H, W]`, rows = y.
+        crop_boxes: `[N, 4]`, `(x1, y1, x2, y2)` in fractions.
+        score_dtype: as the map is stored for training, "float16" or "float32".
+    """
+    packed = torch.from_numpy(pack_label_map(scores, classes, score_dtype))
+    maps = packed.expand(len(crop_boxes), *packed.shape).contiguous()
+    boxes = torch.from_numpy(crop_boxes.astype(np.float32))
+    return label_pooling(maps, boxes, num_classes, temperature=temperature).numpy()
+
+
+class Samples:
+    """The images with label maps of a folder, or of a `.beton`, in order.
+
+    Args:
+        images: the image folder (with `label_maps`), or a `.beton`.
+        label_maps: the tree or archive; empty for a `.beton`.
+        axis_order: of the tree or archive: "auto", "xy" or "yx".
+
+    Raises:
+        BadInput: as the readers of either do.
+    """
+
+    def __init__(self, images: str, label_maps: str = "", axis_order: str = "auto") -> None:
+        self.total, self.classes = 0, [""]
+        if label_maps:
+            self._open_folder(Path(images), Path(label_maps), axis_order)
+        else:
+            self._open_beton(images)
+
+    def _open_folder(self, images, label_maps, axis_order):
+        files, self.classes = find_images(images)
+        maps = find_label_maps(label_maps, self.classes)
+        self._entries = [(file, label, maps.get((file.parent.name, file.stem))) for file, label in files]
+        self.total = len(self._entries)
+        self._entries = [entry for entry in self._entries if entry[2] is not None]
+        if not self._entries:
+            raise BadInput(f"{label_maps}: holds no label map of an image in {images}")
+        self.axis_order = axis_order_of(label_maps, axis_order)
+        # What an image's folder is called says nothing of how many classes the annotator knew.
+        self._format = label_map_format(self._entries[0][2], 32767, self.axis_order)
+        self._read = self._from_folder
+
+    def _open_beton(self, path):
+        self._header, self._data = read_header(path), np.memmap(path, np.uint8, "r")
+        field = self._header.handlers.get("label_map")
+        if field is None:
+            raise BadInput(f"{path}: holds no label maps")
+        self._field, self.axis_order = field, field.imported_axis_order
+        columns = {name: column(self._header, name) for name in self._header.field_names}
+        self._columns = columns
+        self.total = int(self._header.num_samples)
+        self._entries = np.flatnonzero(columns["label_map"]["present"] == 1).tolist()
+        self._names = [f"sample {i}" for i in range(self.total)]
+        if file_list_of(path).exists():
+            self.classes, self._names = read_file_list(path, self.total)
+        self._sizes = dict(
+            zip(self._header.alloc_table["ptr"].tolist(), self._header.alloc_table["size"].tolist(), strict=True)
+        )
+        self._read = self._from_beton
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._read(self._entries[index])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def _from_folder(self, entry):
+        file, label, source = entry
+        scores, classes = read_label_map(source, self._format)
+        with Image.open(file) as image:
+            return Sample(str(file), label, image.convert("RGB"), scores, classes)
+
+    def _from_beton(self, index):
+        image, label_map = self._columns["image"][index], self._columns["label_map"][index]
+        start = int(image["data_ptr"])
+        pixels = self._data[start : start + self._sizes[start]].tobytes()
+        if image["mode"] == IMAGE_MODES["raw"]:
+            picture = Image.frombytes("RGB", (int(image["width"]), int(image["height"])), pixels)
+        else:
+            picture = Image.open(BytesIO(pixels)).convert("RGB")
+        start, field = int(label_map["data_ptr"]), self._field
+        packed = np.array(self._data[start : start + field.nbytes]).view(field.packed_dtype).reshape(field.packed_shape)
+        scores, classes = unpack_label_map(packed)
+        return Sample(self._names[index], int(self._columns["label"][index]), picture, scores, classes)
+
+
+def quality(
+    samples: Samples, num_classes: int, label_of: np.ndarray, temperature: float, most: int
+) -> dict[str, float]:
+    """Figures about the maps of the first `most` samples.
+
+    Args:
+        num_classes: of the annotator.
+        label_of: the annotator's class index of each single label, int64; -1 where it has none.
+        temperature: of the pooled targets.
+
+    Returns:
+        `coverage`, `top_1`, `top_5` (share of images whose single label is the pooled whole image's best class,
+        among its five best), `multi_label` (a second class is best at a tenth of the places or more): percent;
+        `entropy` of the pooled target, in bits; `images` looked at.
+    """
+    hits, entropies, several = np.zeros((0, 2)), [], []
+    whole = np.array([[0.0, 0, 1, 1]])
+    for i in range(min(most, len(samples))):
+        sample = samples[i]
+        target = sample.targets(whole, num_classes, temperature)[0].astype(np.float64)
+        best, label = np.argsort(-target)[:5], label_of[sample.label]
+        if label >= 0:
+            hits = np.append(hits, [[best[0] == label, label in best]], axis=0)
+        entropies.append(-(target * np.log2(target.clip(1e-30))).sum())
+        counts = np.sort(np.unique(sample.classes[sample.scores.argmax(0), *np.indices(sample.scores.shape[1:])],
+                                   return_counts=True)[1])  # fmt: skip
+        several.append(len(counts) > 1 and counts[-2] >= MULTI_LABEL_SHARE * counts.sum())
+    top_1, top_5 = 100 * hits.mean(0) if len(hits) else (float("nan"),) * 2
+    return {
+        "coverage": 100 * len(samples) / samples.total,
+        "top_1": float(top_1),
+        "top_5": float(top_5),
+        "multi_label": 100 * float(np.mean(several)),
+        "entropy": float(np.mean(entropies)),
+        "images": len(entropies),
+    }
+
+
+@torch.inference_mode()
+def axis_agreement(
+    samples: Samples, annotator: DenseAnnotator, preprocessing: Preprocessing, most: int
+) -> tuple[float, float]:
+    """How well the maps fit an annotator's, as they are read and transposed: a wrong axis order is the other way round.
+
+    Returns:
+        The mean probability that the annotator gives, at each place, to the classes that the map lists there: of
+        the maps as read, and of the maps with rows and columns exchanged.
+    """
+    fits = []
+    for i in range(min(most, len(samples))):
+        sample = samples[i]
+        side = (preprocessing.image_size,) * 2
+        pixels = np.array(sample.image.resize(side, Image.Resampling.BICUBIC))
+        logits = annotator(preprocessing.normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+        for classes in (sample.classes, sample.classes.swapaxes(1, 2)):
+            probabilities = torch.nn.functional.adaptive_avg_pool2d(logits, classes.shape[1:])[0].softmax(0)
+            listed = torch.from_numpy(np.ascontiguousarray(classes)).clamp(0, len(probabilities) - 1)
+            fits.append(probabilities.gather(0, listed).sum(0).mean().item())
+    as_read, transposed = np.reshape(fits, (-1, 2)).mean(0)
+    return float(as_read), float(transposed)

@@ -1,0 +1,168 @@
+"""Data-parallel processes, one per GPU (or several on a CPU), as torchrun starts them; one process needs none of it."""
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlparse
+
+import numba
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import BadInput
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: `rank` of `world_size`; `local_rank` of `local_size` on this machine; its device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, batch_size: int, accumulate: int) -> int:
+        """This process's part of a batch that is cut into `accumulate` parts for each.
+
+        Raises:
+            BadInput: it does not divide.
+        """
+        parts = self.world_size * accumulate
+        if batch_size % parts:
+            raise BadInput(
+                f"optim.batch_size is {batch_size}: not divisible by {self.world_size} processes x "
+                f"optim.accumulate={accumulate}; {batch_size // parts * parts or parts} is"
+            )
+        return batch_size // parts
+
+    def agree(self, value: int) -> int:
+        """The first process's `value`, in all."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.broadcast(tensor, 0)
+        return int(tensor)
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """`network` with gradients averaged over all processes; it shares its weights."""
+        if self.world_size == 1:
+            return network
+        return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
+
+    def sync_batch_norm(self, network: nn.Module) -> nn.Module:
+        """`network` with batch norm over the whole batch of all processes; with one process as it is."""
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network) if self.world_size > 1 else network
+
+    def exchange_gradients(self, model: Any, last: bool) -> AbstractContextManager:
+        """The context of a backward pass: with several parts a step, only the last one's exchanges gradients."""
+        return model.no_sync() if self.world_size > 1 and not last else nullcontext()
+
+
+def join(gpu: int, backend: str) -> Processes:
+    """Join the processes that torchrun started, if it did.
+
+    Args:
+        gpu: number of the GPU to use; -1: the one of this process's local rank.
+        backend: "nccl" or "gloo"; without a GPU always gloo.
+
+    Raises:
+        BadInput: there is no such GPU.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        number = local_rank if gpu < 0 else gpu
+        if number >= torch.cuda.device_count():
+            raise BadInput(
+                f"GPU {number} is asked for; there are {torch.cuda.device_count()}: start fewer processes, or "
+                "lower compute.gpu"
+            )
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    elif gpu >= 0:
+        raise BadInput(f"compute.gpu is {gpu}; no GPU can be used here")
+    if world_size > 1:
+        dist.init_process_group(
+            backend if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+        )
+    return Processes(rank, world_size, local_rank, local_size, device)
+
+
+def leave() -> None:
+    """Destroy the process group that `join` made."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def hide_progress() -> bool | None:
+    """For tqdm's `disable`: True in all processes but the first; None there, which hides the bar without a terminal."""
+    return True if dist.is_initialized() and dist.get_rank() > 0 else None
+
+
+def started_by_torchrun() -> bool:
+    return "WORLD_SIZE" in os.environ
+
+
+def start_one_process_a_gpu(url: str) -> None:
+    """Become torchrun, with this command, on all GPUs of this machine, unless that is done or there is but one.
+
+    Args:
+        url: `tcp://HOST:PORT` where they meet; empty: a free port of this machine.
+    """
+    if started_by_torchrun() or torch.cuda.device_count() < 2:
+        return
+    where = ["--standalone"]
+    if url:
+        address = urlparse(url)
+        where = ["--master-addr", str(address.hostname), "--master-port", str(address.port)]
+    processes = str(torch.cuda.device_count())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", processes]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*torchrun, *sys.argv])
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def use_all_cores(processes: int = 1) -> None:
+    """Give torch and numba their cores back: importing FFCV leaves both with one thread.
+
+    `OMP_NUM_THREADS` (which torchrun sets) is respected for torch.
+
+    Args:
+        processes: among which this machine's cores are divided.
+    """
+    cores = max(1, numba.config.NUMBA_NUM_THREADS // processes)
+    numba.set_num_threads(cores)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
+
+
+def decoding_threads(asked: int, processes: Processes) -> int:
+    """How many threads of this process decode: its share of the machine's `asked`.
+
+    0 stands for all cores, and on the CPU for one: the network needs the cores there, and once there are more OpenMP
+    threads than cores they block instead of spinning (two in the place of one cost a third of the speed).
+    """
+    threads = asked or (1 if processes.device.type == "cpu" else os.cpu_count() or 1)
+    return -(-threads // processes.local_size)

@@ -1,0 +1,192 @@
+"""What happens beside the training: progress bar, logs, checkpoints, signals, losses that are not finite."""
+
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..data.loader import Batch, Loader
+from ..errors import BadInput
+from ..processes import Processes, all_reduce_sum, barrier, hide_progress
+from .curves import draw_curves
+from .run import Plan, Run
+from .run_folder import RunFolder, read_log
+
+STOPPED = 75  # exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
+
+
+class StopSignals:
+    """Catches SIGTERM and SIGINT: `asked` turns true, and the loop saves and exits. A second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._catch)
+
+    def _catch(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Monitor:
+    """Reports on the training of `run`, and saves it.
+
+    Reading the losses synchronizes the device, so it is done every `print_freq` steps (and at an epoch's end, and, in
+    a single process, when a checkpoint is due or a signal has come); several processes agree at these steps whether
+    to stop.
+
+    Args:
+        print_freq: steps between reports.
+        checkpoint_minutes: between checkpoints within an epoch; 0: only at its end.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        loader: Loader,
+        processes: Processes,
+        plan: Plan,
+        print_freq: int,
+        checkpoint_minutes: float,
+    ) -> None:
+        self.run, self.folder, self.loader, self.processes, self.plan = run, folder, loader, processes, plan
+        self.print_freq, self.minutes, self.stop = print_freq, checkpoint_minutes, StopSignals()
+        self._saved = time.monotonic()
+
+    def begin_epoch(self) -> None:
+        """Before the first step, of an epoch or of what is left of it."""
+        run, batch = self.run, self.plan.batch_size
+        if run.losses is None:
+            run.losses = torch.zeros(self.plan.steps, device=self.processes.device)
+        self._reported_at, self._reported, self._waited = time.perf_counter(), run.step, run.waited
+        self._progress = tqdm(
+            desc=f"epoch {run.epoch + 1}/{self.plan.epochs}", total=self.plan.steps * batch, initial=run.step * batch,
+            unit="img", leave=False, disable=hide_progress(), dynamic_ncols=True,
+        )  # fmt: skip
+
+    def timed(self, batches: Generator[Batch]) -> Generator[Batch]:
+        """`batches`, with the time that training waits for each of them added up; closes them when it is closed."""
+        with closing(batches):
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                self.run.waited += time.perf_counter() - asked
+                if batch is None:
+                    return
+                yield batch
+
+    def step_done(self, lr: float) -> None:
+        """After each step, with its learning rate.
+
+        Raises:
+            BadInput: a loss since the last report is not finite; names the samples.
+            SystemExit: code 75: a signal has come and the state is saved.
+        """
+        step = self.run.step
+        due = self.minutes > 0 and time.monotonic() - self._saved >= 60 * self.minutes
+        alone = self.processes.world_size == 1 and (due or self.stop.asked)
+        if step % self.print_freq == 0 or step == self.plan.steps or alone:
+            self.report(lr, due)
+
+    def report(self, lr: float, save: bool) -> None:
+        """Read the losses since the last report, log them, and save or stop where that is due."""
+        run, first = self.run, self._reported
+        assert run.losses is not None
+        window = run.losses[first : run.step]
+        own = window.clone()
+        window /= self.processes.world_size
+        all_reduce_sum(window)
+        stopping = all_reduce_sum(torch.tensor(float(self.stop.asked), device=window.device)).item() > 0
+        if not torch.isfinite(window).all():
+            self._not_finite(first, own)
+        now = time.perf_counter()
+        seconds, waited, steps = now - self._reported_at, run.waited - self._waited, run.step - first
+        run.seconds += seconds
+        self._reported_at, self._reported, self._waited = now, run.step, run.waited
+        line = {
+            "epoch": run.epoch,
+            "step": run.step,
+            "loss": window.mean().item(),
+            "lr": lr,
+            "images_per_second": steps * self.plan.batch_size / seconds,
+            "data_wait": waited / seconds,
+        }
+        left = self.plan.steps * (self.plan.epochs - run.epoch) - run.step
+        self._progress.set_postfix_str(
+            f"loss {line['loss']:.3f}, waiting for data {line['data_wait']:.0%}, "
+            f"run done in {timedelta(seconds=round(left * seconds / steps))}",
+            refresh=False,
+        )
+        self._progress.update(steps * self.plan.batch_size)
+        if self.processes.first:
+            self.folder.log("steps", line, at=run.epoch * self.plan.steps + run.step)
+            if save or stopping:
+                self._save()
+        if stopping:
+            self._progress.close()
+            barrier()
+            if self.processes.first:
+                print(f"stopped at epoch {run.epoch}, step {run.step}, state saved; --resume=auto resumes", flush=True)
+            sys.exit(STOPPED)
+
+    def _not_finite(self, first: int, own: torch.Tensor) -> None:
+        run = self.run
+        bad = (~torch.isfinite(own)).nonzero().flatten().tolist()
+        if not bad:
+            raise BadInput(f"the loss of another process is not finite at epoch {run.epoch}, step {first} or later")
+        step, share = first + bad[0], self.plan.batch_size // self.processes.world_size
+        samples = self.loader.order_of(run.epoch)[step * share : (step + 1) * share].tolist()
+        file = self.folder.path / f"not_finite_{self.processes.rank}.json"
+        file.write_text(json.dumps({"epoch": run.epoch, "step": step, "samples": samples}))
+        raise BadInput(
+            f"the loss is {own[bad[0]].item()} at epoch {run.epoch}, step {step}; its batch: samples "
+            f"{', '.join(map(str, samples[:8]))}, ... (all in {file}). Nothing was saved since. If it comes again "
+            "with another compute.seed, look at these samples; else lower optim.lr.init, or use compute.precision=bf16"
+        )
+
+    def of_epoch(self) -> dict[str, float]:
+        """What the log says of the training of an epoch that is done."""
+        self._progress.close()
+        run, images = self.run, self.plan.steps * self.plan.batch_size
+        assert run.losses is not None
+        return {
+            "train_loss": run.losses.mean().item(),
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "seconds": run.seconds,
+            "images_per_second": images / run.seconds,
+            "data_wait": run.waited / run.seconds,
+        }
+
+    def end_epoch(self, line: dict[str, Any]) -> None:
+        """Log an epoch, save, draw the curves."""
+        self.run.next_epoch()
+        if self.processes.first:
+            self.folder.log("log", line, at=self.run.epoch * self.plan.steps)
+            self._save()
+            draw_curves({self.folder.path.name: read_log(self.folder.path)}, self.folder.path / "curves.png")
+
+    def _save(self) -> None:
+        self.folder.save(self.run.state())
+        self._saved = time.monotonic()
+
+
+def peak_memory() -> float:
+    """The largest resident size of this process so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def summary(line: dict[str, Any]) -> str:
+    """A log line for people."""
+    units = {"top_1": "%", "top_5": "%", "multilabel": "%", "seconds": " s", "image_size": " px"}
+    values = {k: f"{v:.0%}" if k == "data_wait" else f"{v:.4g}{units.get(k, '')}" for k, v in line.items()}
+    return "  ".join(f"{k} {v}" for k, v in values.items())

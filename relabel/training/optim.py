@@ -1,0 +1,97 @@
+"""Optimizer, learning-rate schedule and image-size schedule of the recipes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from ..settings import Number, setting
+
+
+def build_optimizer(
+    model: nn.Module,
+    optimizer: str,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay_bn: bool,
+) -> torch.optim.Optimizer:
+    """SGD, AdamP (Heo et al., ICLR 2021), AdamW or LAMB; the last three with betas `(momentum, 0.999)`.
+
+    Args:
+        model: whose parameters are trained.
+        optimizer: "sgd", "adamp", "adamw" or "lamb".
+        lr: learning rate at its peak.
+        momentum: SGD's momentum, the others' first beta.
+        nesterov: Nesterov's variant of SGD and AdamP, as in the official code; the others have none.
+        weight_decay: on all parameters; without `decay_bn` not on batch norm's.
+        decay_bn: whether batch norm's parameters decay.
+    """
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
+    if not decay_bn:
+        groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
+    adam: dict[str, Any] = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay}
+    if optimizer == "adamp":
+        return timm.optim.AdamP(groups, nesterov=nesterov, **adam)
+    if optimizer == "adamw":
+        return torch.optim.AdamW(groups, **adam)
+    if optimizer == "lamb":
+        return timm.optim.Lamb(groups, **adam)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def learning_rate(
+    epoch: float, epochs: int, peak: float, decay_type: str, warmup_lr: float, warmup_epochs: float
+) -> float:
+    """The learning rate at a (fractional) epoch: linear warm-up to `peak`, then decay over the epochs left.
+
+    Args:
+        epoch: epochs done so far, 0 to `epochs`.
+        epochs: length of the whole run.
+        peak: `optim.lr.init`.
+        decay_type: "cos" and "linear" end at 0; "step" (officially "default") divides by 10 every 30 epochs, counted
+            from the start.
+        warmup_lr: where the warm-up begins.
+        warmup_epochs: how long it lasts.
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr + (peak - warmup_lr) * epoch / warmup_epochs
+    if decay_type in ("step", "default"):
+        return peak * 0.1 ** (epoch // 30)
+    done = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+    return peak * (1 - done if decay_type == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The same learning rate for all parameters."""
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """progressive resizing, in pixels and epochs"""
+
+    min_res: int = setting(Number(0, whole=True), "first image size; 0: always data.image_size", 0)
+    max_res: int = setting(Number(0, whole=True), "last image size", 0)
+    start_ramp: int = setting(Number(0, whole=True), "epoch at which it begins to grow", 0)
+    end_ramp: int = setting(Number(0, whole=True), "epoch at which max_res is reached", 0)
+
+    def at(self, epoch: int, image_size: int) -> int:
+        """Side of the training crop in an epoch, in pixels; without progressive resizing `image_size`.
+
+        `min_res` up to `start_ramp`, `max_res` from `end_ramp`, linear in steps of 32 pixels between.
+        """
+        if not self.min_res:
+            return image_size
+        if epoch <= self.start_ramp:
+            return self.min_res
+        if epoch >= self.end_ramp:
+            return self.max_res
+        grown = (self.max_res - self.min_res) * (epoch - self.start_ramp) / (self.end_ramp - self.start_ramp)
+        return max(self.min_res, min(self.max_res, round((self.min_res + grown) / 32) * 32))

@@ -1,0 +1,146 @@
+"""What a run leaves in its folder, written so that it can be killed at any moment: checkpoints and logs.
+
+config.yaml      every setting in force
+log.jsonl        one line an epoch
+steps.jsonl      one line every `util.print_freq` steps
+curves.png       drawn after every epoch
+checkpoint.pt    the state after the last step that was saved; checkpoint_before.pt: the one before
+tensorboard/     with logging.tensorboard
+"""
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ..errors import BadInput
+from ..files import atomic, write_text
+
+CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
+# What a run cannot change halfway: the order of samples, or what its state means.
+FIXED = (
+    "model.arch", "model.num_classes", "model.use_blurpool", "optim.optimizer", "optim.batch_size", "optim.bn.decay",
+    "data.in_memory", "compute.seed",
+)  # fmt: skip
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder.
+        settings: of the run, by dotted name.
+        tensorboard: also write events for TensorBoard.
+    """
+
+    def __init__(self, path: str, settings: dict[str, Any], tensorboard: bool = False) -> None:
+        self.path, self.settings = Path(path), settings
+        self._make_writer: Callable[[], Any] | None = None
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise BadInput("logging.tensorboard needs a package: pip install tensorboard") from None
+            self._make_writer = partial(SummaryWriter, self.path / "tensorboard")
+
+    def load(self, device: torch.device, resume: bool, start_epoch: int) -> dict[str, Any] | None:
+        """The newest checkpoint that is complete, if the run is to be resumed and there is one.
+
+        Args:
+            device: where its tensors go.
+            resume: whether to look for one.
+            start_epoch: not 0: it must be there, at the start of this epoch.
+
+        Raises:
+            BadInput: none is complete, or it is of other settings, or not at the start of `start_epoch`.
+        """
+        files = [self.path / name for name in CHECKPOINTS]
+        if not resume and not start_epoch:
+            return None
+        for file in filter(Path.exists, files):
+            try:
+                state = torch.load(file, map_location=device, weights_only=True)
+                if not isinstance(state, dict) or not {"model", "epoch", "step", "settings"} <= state.keys():
+                    raise ValueError("it is no checkpoint of this command")
+            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+                print(f"{file}: damaged, not used ({str(error).splitlines()[0][:120]})", file=sys.stderr)
+                continue
+            if start_epoch and (state["epoch"], state["step"]) != (start_epoch, 0):
+                raise BadInput(
+                    f"{file} stands at epoch {state['epoch']}, step {state['step']}; optim.start_epoch is {start_epoch}"
+                )
+            for name in FIXED:
+                ours, theirs = self.settings[name], state["settings"][name]
+                if ours != theirs and not (name == "compute.seed" and ours < 0):
+                    raise BadInput(f"{self.path} is a run with {name}={theirs}; now it is {ours}: use another folder")
+            return state
+        if start_epoch or any(file.exists() for file in files):
+            raise BadInput(
+                f"{self.path}: holds no complete checkpoint to resume from; start again in another logging.folder"
+            )
+        return None
+
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        """Prepare the folder for a fresh run, or for one that resumes from the checkpoint `saved`.
+
+        Raises:
+            BadInput: a fresh run would overwrite one that is there.
+        """
+        if saved is None and any((self.path / name).exists() for name in CHECKPOINTS):
+            raise BadInput(
+                f"{self.path} holds a run already: --resume=auto resumes it, another --logging.folder keeps it"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
+        # What was written after the checkpoint is done again.
+        epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
+        self._keep("log", lambda line: line["epoch"] < epoch)
+        self._keep("steps", lambda line: (line["epoch"], line["step"]) <= (epoch, step))
+        if self._make_writer:
+            self._writer = self._make_writer()
+
+    def _keep(self, name, wanted):
+        file = self.path / f"{name}.jsonl"
+        kept = []
+        for text in file.read_text().splitlines() if file.exists() else []:
+            try:
+                if wanted(json.loads(text)):
+                    kept.append(text + "\n")
+            except ValueError:  # a line cut off by a kill
+                continue
+        write_text(file, "".join(kept))
+
+    def log(self, name: str, line: dict[str, Any], at: int) -> None:
+        """Append a line to `name`.jsonl; its numbers also go to TensorBoard, at the steps done `at`."""
+        with open(self.path / f"{name}.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._writer:
+            for key, value in line.items():
+                self._writer.add_scalar(f"{name}/{key}", value, at)
+            self._writer.flush()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint: complete and on the disk before it takes the last one's place, which is kept too."""
+        newest, before = (self.path / name for name in CHECKPOINTS)
+        with atomic(newest, keep=before) as temporary:
+            torch.save(state | {"settings": self.settings}, temporary)
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a run's `log.jsonl`, one dict an epoch."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def seed_of(seed: int, saved: dict[str, Any] | None) -> int:
+    """`compute.seed`, or where it is -1 that of the resumed run, or a drawn one."""
+    if seed >= 0:
+        return seed
+    return saved["settings"]["compute.seed"] if saved else int(np.random.SeedSequence().generate_state(1)[0] % 2**31)
