@@ -186,12 +186,12 @@ def main(settings: Settings) -> None:
         head = load_weights(network, settings.model.weights, new_head=True)
         say(f"{settings.model.weights}: loaded{f'; {head} is re-initialized, for other classes' if head else ''}")
     run = make_run(settings, network, processes, precision)
+    plan = Plan(optim.epochs, len(loader) // optim.accumulate, optim.batch_size)
+    monitor = Monitor(run, folder, loader, processes, plan, settings.util.print_freq, logging.checkpoint_minutes)
     if processes.first:
         folder.begin(saved)
     if saved:
         run.restore(saved)
-    plan = Plan(optim.epochs, len(loader) // optim.accumulate, optim.batch_size)
-    monitor = Monitor(run, folder, loader, processes, plan, settings.util.print_freq, logging.checkpoint_minutes)
     say(
         f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
         f"{'label maps' if settings.data.relabel.use else 'single labels'}, seed {seed}, epoch {run.epoch}, "
