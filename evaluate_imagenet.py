@@ -18,6 +18,7 @@ import csv
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,16 +26,19 @@ import numpy as np
 import torch
 
 from relabel.commands import run_command
+from relabel.data.classes import network_classes
 from relabel.data.folder_loader import FolderLoader, evaluation_loader
-from relabel.data.loader import Loader, Reading
+from relabel.data.loader import Loader
+from relabel.data.reading import Reading
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import ALEXNET_ERRORS, read_multilabel_records, read_real
 from relabel.evaluation.predictions import Predictions, average_precision, predict
-from relabel.models import build_model, load_weights, published_model
+from relabel.models import build_model, load_weights, published_model, saved_classes
 from relabel.precision import precision_of
 from relabel.processes import Processes, decoding_threads, join, use_all_cores
 from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
 
+PUBLISHED = "published"
 V2_VARIANTS = ("matched-frequency", "threshold0.7", "top-images")
 
 
@@ -108,10 +112,13 @@ def main(settings: Settings) -> None:
         if getattr(data, name) and not names:
             raise BadInput(f"data.{name} needs data.val, with its file names (write the .beton again if it has none)")
     if data.real:
-        right = read_real(data.real, names, loader.num_classes)
+        right = read_real(data.real, names, loader.num_classes, sets.classes)
         rows.append(("ReaL", "multi-label %", val.multilabel(right), int(right.any(1).sum())))
     if data.multilabel_records:
-        right, counts = read_multilabel_records(data.multilabel_records, names, loader.num_classes)
+        records = data.multilabel_records
+        right, counts, line = read_multilabel_records(records, names, loader.num_classes, sets.classes)
+        if processes.first:
+            print(line)
         accuracy = val.class_averaged_multilabel(right, counts)
         rows.append(("Shankar et al.", "multi-label %, mean of classes", accuracy, int(counts.sum())))
     if data.imagenet_v2:
@@ -139,8 +146,11 @@ class Sets:
 
     def __init__(self, settings: Settings, processes: Processes) -> None:
         data = settings.data
+        saved = None if settings.model.weights == PUBLISHED else saved_classes(settings.model.weights)
+        self.classes = network_classes(saved, settings.model.num_classes)
         self._model = make_model(settings.model).to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._reading = Reading(settings.model.num_classes, processes, decoding_threads(data.num_workers, processes))
+        threads = decoding_threads(data.num_workers, processes)
+        self._reading = Reading(settings.model.num_classes, processes, threads, classes=self.classes)
         self._precision = precision_of(settings.compute.precision, processes.device)
         self._data, self._batch_size = data, data.batch_size * processes.world_size
 
@@ -154,7 +164,7 @@ class Sets:
 
 
 def make_model(settings: Model) -> torch.nn.Module:
-    if settings.weights == "published":
+    if settings.weights == PUBLISHED:
         return published_model(settings.arch, settings.num_classes)
     model = build_model(settings.arch, settings.num_classes, use_blurpool=settings.use_blurpool)
     load_weights(model, settings.weights)
@@ -172,8 +182,16 @@ def out_of_distribution_row(sets: Sets, path: str, val: Loader | FolderLoader) -
 
 
 def v2_variants(path: str) -> list[tuple[str, str]]:
-    """`[(variant, path)]`: the three official folders or their .beton below `path`, or `path` itself."""
-    found = [(v, str(p)) for v in V2_VARIANTS for p in sorted(Path(path).glob(f"*{v}*")) if p.suffix != ".json"]
+    """`[(variant, path)]`: the three official folders or their .beton below `path`, or `path` itself.
+
+    Raises:
+        BadInput: a variant stands there twice, say as a folder and as a .beton.
+    """
+    sets = [p for p in sorted(Path(path).glob("*")) if p.is_dir() or p.suffix == ".beton"]
+    found = [(v, str(p)) for v in V2_VARIANTS for p in sets if v in p.name]
+    for (variant, first), (other, second) in pairwise(found):
+        if variant == other:
+            raise BadInput(f"{path}: holds {variant} twice, {first} and {second}; give one of them")
     return found or [("", path)]
 
 

@@ -20,6 +20,7 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,15 @@ from typing import NoReturn
 import torch
 
 from relabel.commands import run_command
-from relabel.data.images import find_images
+from relabel.data.classes import network_classes
+from relabel.data.images import by_key, class_list_for, find_images
 from relabel.data.label_map_files import manifest_of
-from relabel.data.packing import Packing, pack
-from relabel.errors import BadInput
+from relabel.data.packing import Packing, list_skipped, pack
+from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.generator import Archive, Generation, Tree, generate
+from relabel.locks import exclusive
+from relabel.models import saved_classes
 from relabel.precision import precision_of
 from relabel.processes import barrier, join, use_all_cores
 from relabel.settings import Choice, Number, group, load_settings, setting
@@ -54,6 +58,7 @@ class Data:
 
     data_dir: str = setting(str, "folder of images, one folder a class")
     num_workers: int = setting(Number(0, whole=True), "processes that decode, for each GPU", os.cpu_count())
+    on_error: str = setting(Choice("stop", "skip"), "at a bad image: stop, or leave it out and list it", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +102,23 @@ def main(settings: Settings) -> None:
     root = path.with_name(path.name + ".maps.npy") if into_beton else path
     if maps.top_k > model.num_classes:
         raise BadInput(f"maps.top_k is {maps.top_k}; the annotator has {model.num_classes} classes")
-    images, folders = find_images(Path(data.data_dir))
-    if into_beton and model.num_classes > len(folders):
-        raise BadInput(
-            f"{data.data_dir}: has {len(folders)} class folders, the annotator {model.num_classes} classes; a .beton "
-            "needs a folder, if an empty one, for each"
-        )
+    folder = find_images(Path(data.data_dir))
+    by_key(folder.images)
+    for remark in folder.remarks:
+        say(remark)
+    saved = None if model.weights == "published" else saved_classes(model.weights)
+    classes = network_classes(saved, model.num_classes)
+    if classes is None and len(folder.classes) == model.num_classes:
+        classes = folder.classes
+    if into_beton and len(folder.classes) != model.num_classes:
+        class_list_for(Path(data.data_dir), model.num_classes, None)  # or it could not be packed: say so now
     network, statistics, digest = annotator_network(model.arch, model.weights, model.num_classes)
     image_size = maps.image_size or maps.size * 224 // DenseAnnotator(network, 224).grid[0]
     annotator = DenseAnnotator(network, image_size)
     grid = annotator.grid
     annotator = annotator.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessing = Preprocessing(image_size, **statistics)
-    names = [file.relative_to(data.data_dir).as_posix() for file, _ in images]
+    names = [image.name for image in folder.images]
     manifest = {
         "model": model.arch,
         "weights_sha256": digest,
@@ -118,33 +127,43 @@ def main(settings: Settings) -> None:
         "top_k": maps.top_k,
         "size": maps.size,
         "scores": "logits",
+        "classes": classes and list(classes),
         "preprocessing": f"whole image, bicubic, {image_size} x {image_size}; mean {preprocessing.mean}, "
         f"std {preprocessing.std} of RGB in 0..1",
     }
     store = (Archive if root.suffix == ".npy" else Tree)(root, names, manifest)
-    if processes.first:
-        store.prepare()
-    barrier()
-    todo = store.missing()
-    say(
-        f"{model.arch}: {image_size} x {image_size} pixels give a grid of {grid[0]} x {grid[1]}, maps of "
-        f"{maps.size} x {maps.size}; {len(todo):,} of {len(names):,} images to do"
-    )
-    todo = todo[processes.rank :: processes.world_size]
-    if todo:
-        generation = Generation(maps.top_k, maps.size, maps.batch_size, data.num_workers)
-        precision = precision_of(settings.compute.precision, processes.device)
-        files = [images[i][0] for i in todo]
-        share = generate(annotator, preprocessing, files, todo, store, generation, precision)
-        say(f"{share:.0%} of the time in the network")
-    barrier()
-    if processes.first:
-        store.finish()
-        say(f"{root}: {len(names):,} label maps, {manifest_of(root)}")
-        if into_beton:
-            pack(Packing(data_dir=data.data_dir, label_map_dir=str(root), write_path=str(path)))
-            for file in (manifest_of(root), root):
-                file.unlink()
+    with exclusive(root, "label maps are being written") if processes.first else nullcontext():
+        if processes.first:
+            store.prepare()
+        barrier()
+        todo = store.missing()
+        say(
+            f"{model.arch}: {image_size} x {image_size} pixels give a grid of {grid[0]} x {grid[1]}, maps of "
+            f"{maps.size} x {maps.size}; {len(todo):,} of {len(names):,} images to do"
+        )
+        todo, bad = todo[processes.rank :: processes.world_size], list[BadSample]()
+        if todo:
+            generation = Generation(maps.top_k, maps.size, maps.batch_size, data.num_workers, data.on_error == "skip")
+            precision = precision_of(settings.compute.precision, processes.device)
+            files = [folder.images[i].path for i in todo]
+            share, bad = generate(annotator, preprocessing, files, todo, store, generation, precision)
+            say(f"{share:.0%} of the time in the network")
+        bad = processes.gather(bad)
+        if processes.first:
+            if len(bad) == len(names):
+                raise BadInput(f"{data.data_dir}: no image can be decoded; the first: {bad[0]}")
+            store.finish()
+            say(f"{root}: {len(names) - len(bad):,} label maps, {manifest_of(root)}")
+            list_skipped(Path(f"{maps.path}.skipped.tsv"), bad)
+            if into_beton:
+                pack(
+                    Packing(
+                        data_dir=data.data_dir, label_map_dir=str(root), write_path=str(path), on_error=data.on_error,
+                        num_classes=0 if len(folder.classes) == model.num_classes else model.num_classes,
+                    )
+                )  # fmt: skip
+                for file in (manifest_of(root), root):
+                    file.unlink()
 
 
 def run() -> NoReturn:

@@ -25,6 +25,8 @@ from matplotlib.patches import Rectangle
 
 from relabel.commands import run_command
 from relabel.data.classes import imagenet_classes, imagenet_names
+from relabel.data.orientation import orientation
+from relabel.errors import BadInput
 from relabel.label_maps.annotator import LITE0, DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.inspection import Sample, Samples, axis_agreement, quality
 from relabel.processes import use_all_cores
@@ -35,17 +37,22 @@ AXIS_CHECK_IMAGES = 32
 
 def main(arguments: argparse.Namespace) -> int:
     use_all_cores()
-    samples = Samples(arguments.beton or arguments.images, arguments.label_maps or "", arguments.axis_order)
-    names, label_of = class_names(samples, arguments.class_names, arguments.num_classes)
+    samples = Samples(
+        arguments.beton or arguments.images, arguments.label_maps or "", arguments.axis_order, arguments.num_classes
+    )
+    names = class_names(samples, arguments.class_names)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    figures = quality(samples, len(names), label_of, arguments.temperature, arguments.most)
+    figures = quality(samples, arguments.temperature, arguments.most)
     single = f"the pooled map's best class in {figures['top_1']:.1f} %, among its five best in {figures['top_5']:.1f} %"
     several = f"{figures['multi_label']:.1f} % have a second class that is best at a tenth of the cells or more"
     report = [
-        f"label maps of {figures['coverage']:.1f} % of {samples.total:,} images, axis order {samples.axis_order}",
+        f"label maps of {figures['coverage']:.1f} % of {samples.total:,} images, axis order {samples.axis_order}, "
+        f"scores: {samples.scores}",
         f"of {figures['images']:,} looked at: the single label is {single}",
         f"mean entropy of the pooled target {figures['entropy']:.2f} bits; {several}",
+        "the image's vertical is " + vertical(samples, arguments.most),
+        *samples.remarks,
     ]
     if figures["entropy"] > 0.8 * np.log2(len(names)):
         report.append(
@@ -71,27 +78,37 @@ def main(arguments: argparse.Namespace) -> int:
     pictures = []
     for number, index in enumerate(chosen):
         pictures.append(f"{number:03d}.png")
-        draw(samples[int(index)], int(index), names, label_of, arguments.temperature, arguments.out / pictures[-1])
+        sample = samples[int(index)]
+        label = samples.label_of[sample.label]
+        title = names[label] if label >= 0 else samples.classes[sample.label]
+        draw(sample, int(index), names, title, arguments.temperature, arguments.out / pictures[-1])
     (arguments.out / "index.html").write_text(page(report, pictures))
     print(f"{arguments.out}/index.html: {len(pictures)} images")
     return code
 
 
-def class_names(samples: Samples, file: str | None, num_classes: int) -> tuple[list[str], np.ndarray]:
-    """The annotator's class names, and its class index of each single label (-1: it has none)."""
-    folders, known = samples.classes, imagenet_classes()
+def vertical(samples: Samples, most: int) -> str:
+    """Which axis of the maps, as they are read, is the image's vertical, by their asymmetry."""
+    found = orientation(samples[i].scores.max(0) for i in range(min(most, len(samples))))
+    what = {
+        "yx": "the maps' rows, as they are read",
+        "xy": "WRONG: the maps' columns, as they are read; read them with the other --axis-order",
+        None: "not to be told from these maps",
+    }[found.order]
+    return f"{what} ({found})"
+
+
+def class_names(samples: Samples, file: str | None) -> list[str]:
+    """Names for people of the classes that the maps name."""
     if file:
         names = Path(file).read_text().splitlines()
-    elif num_classes == len(known):
-        names = imagenet_names()
-    else:
-        names = folders if len(folders) == num_classes else [f"class {i}" for i in range(num_classes)]
-    if len(names) == len(known) and any(name in known for name in folders):
-        return names, np.array([known.get(name, -1) for name in folders])
-    return names, np.arange(len(folders)) if len(folders) == len(names) else np.full(len(folders), -1)
+        if len(names) != len(samples.map_classes):
+            raise BadInput(f"{file}: has {len(names)} names, the maps {len(samples.map_classes)} classes")
+        return names
+    return imagenet_names() if samples.map_classes == imagenet_classes() else list(samples.map_classes)
 
 
-def draw(sample: Sample, index: int, names: list[str], label_of: np.ndarray, temperature: float, file: Path) -> None:
+def draw(sample: Sample, index: int, names: list[str], label: str, temperature: float, file: Path) -> None:
     """One PNG: the image, heat maps of its best classes over it, random crops and their pooled labels."""
     crops = CropSampler(0, flip_prob=0.0)
     take, _ = crops.compile()
@@ -104,7 +121,6 @@ def draw(sample: Sample, index: int, names: list[str], label_of: np.ndarray, tem
     targets = sample.targets(np.array(boxes), len(names), temperature)
     figure = Figure(figsize=(14, 7.4), layout="constrained")
     axes = figure.subplots(2, 4)
-    label = names[label_of[sample.label]] if label_of[sample.label] >= 0 else f"label {sample.label}"
     axes[0, 0].imshow(sample.image)
     axes[0, 0].set_title(f"{Path(sample.name).name}\nsingle label: {label}", fontsize=9)
     for axis, best in zip(axes[0, 1:], np.argsort(-whole)[:HEAT_MAPS], strict=True):
@@ -142,7 +158,9 @@ def run() -> NoReturn:
     source.add_argument("--beton", help="a .beton with label maps")
     parser.add_argument("--label-maps", help="the tree or archive of label maps")
     parser.add_argument("--axis-order", choices=("auto", "xy", "yx"), default="auto", help="of the tree or archive")
-    parser.add_argument("--num-classes", type=int, default=1000, help="classes of the annotator [1000]")
+    parser.add_argument(
+        "--num-classes", type=int, default=1000, help="classes of the annotator, if no manifest names them [1000]"
+    )
     parser.add_argument("--class-names", help="file of their names, one a line [ImageNet's, or the folders']")
     parser.add_argument("--annotator", help=f"check the axis order by this network: timm/NAME, {LITE0}, ...")
     parser.add_argument("--weights", default="published", help="its checkpoint [published]")

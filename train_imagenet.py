@@ -19,23 +19,27 @@ steps.jsonl, curves.png, checkpoint.pt and the one before it.
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from ffcv_fields import CropSampler
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from relabel.commands import run_command
+from relabel.data.classes import network_classes
 from relabel.data.cleaning import cleaned_labels
-from relabel.data.loader import Batch, Loader, Reading, training_loader, validation_loader
+from relabel.data.loader import Batch, Loader
 from relabel.data.packing import packed_once
+from relabel.data.reading import Reading, classes_of, training_loader, validation_loader
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import build_model, load_weights
+from relabel.models import Model, load_weights, make_network, saved_classes, start_from
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
 from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
@@ -51,24 +55,14 @@ from relabel.training.targets import soft_targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """the network"""
-
-    arch: str = setting(str, "a torchvision classifier, or timm/NAME", "resnet50")
-    num_classes: int = setting(Number(2, 32767, whole=True), "classes", 1000)
-    use_blurpool: bool = setting(Flag(), "blur before strided convolutions", False)
-    weights: str = setting(str, "checkpoint to start from; a head of another size is re-initialized", "")
-    sync_bn: bool = setting(Flag(), "batch norm over the whole batch of all GPUs", False)
-    compile: bool = setting(Flag(), "torch.compile", False)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Relabel:
     use: bool = setting(Flag(), "targets pooled from label maps; else single labels", True)
     localized: bool = setting(Flag(), "pool over the crop; else over the whole image", True)
     multi: bool = setting(Flag(), "soft targets; else the best class of each alone", True)
     temperature: float = setting(Number(1e-3), "scores are divided by it before the softmax", 1.0)
-    softmax: bool = setting(Flag(), "maps hold logits; False: probabilities (TokenLabeling's)", True)
+    pairing: str = setting(
+        Choice("image", "official"), "region to pool. image: the crop's; official: the official code's", "image"
+    )
     path: str = setting(str, "folder of label maps, to pack from", "")
 
 
@@ -168,67 +162,62 @@ def main(settings: Settings) -> None:
     torch.backends.cudnn.benchmark = True
     precision = precision_of(compute.precision, processes.device)
 
-    folder = RunFolder(logging.folder, as_dict(settings), logging.tensorboard)
+    path, classes = training_data(settings)
+    folder = RunFolder(logging.folder, as_dict(settings), logging.tensorboard, classes)
     saved = folder.load(processes.device, logging.resume == "auto", optim.start_epoch)
     seed = folder.settings["compute.seed"] = processes.agree(seed_of(compute.seed, saved))
     settings = replace(settings, compute=replace(compute, seed=seed))
     torch.manual_seed(seed)
-    network = make_network(settings, processes)
-    val_loader = make_val_loader(settings, processes)
-    file, count, flip = settings.validation.multilabel_file, len(val_loader.labels), settings.validation.lr_tta
-    right = read_multilabels(file, count, settings.model.num_classes) if file else None
-    validate = partial(evaluate, loader=val_loader, precision=precision, flip_average=flip, multilabels=right)
+    network = make_network(settings.model, 1 - optim.bn.momentum, optim.bn.eps, processes)
+    reading = make_reading(settings, processes, classes)
+    validate = make_validate(settings, reading, precision)
     if settings.util.test_only:
         load_weights(network, settings.util.test_weight_file)
         return say(summary(validate(network)))
-    loader = make_train_loader(settings, processes)
+    loader = make_train_loader(settings, reading, path)
     if settings.model.weights and not saved:
-        head = load_weights(network, settings.model.weights, new_head=True)
-        say(f"{settings.model.weights}: loaded{f'; {head} is re-initialized, for other classes' if head else ''}")
+        say(start_from(network, settings.model.weights, classes))
     run = make_run(settings, network, processes, precision)
     plan = Plan(optim.epochs, len(loader) // optim.accumulate, optim.batch_size)
     monitor = Monitor(run, folder, loader, processes, plan, settings.util.print_freq, logging.checkpoint_minutes)
-    if processes.first:
-        folder.begin(saved)
-    if saved:
-        run.restore(saved)
-    say(
-        f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
-        f"{'label maps' if settings.data.relabel.use else 'single labels'}, seed {seed}, epoch {run.epoch}, "
-        f"step {run.step} of {plan.epochs} epochs of {plan.steps} steps"
-    )
-    while run.epoch < optim.epochs:
-        line = train_epoch(settings, run, loader, monitor)
-        if run.epoch % settings.validation.every == settings.validation.every - 1 or run.epoch + 1 == optim.epochs:
-            line |= validate(run.validated)
-        say(summary(line))
-        monitor.end_epoch(line)
+    with folder.begin(saved) if processes.first else nullcontext():
+        if saved:
+            run.restore(saved)
+        targets = f"label maps, pairing {reading.pairing}" if settings.data.relabel.use else "single labels"
+        say(
+            f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
+            f"{targets}, seed {seed}, epoch {run.epoch}, step {run.step} of {plan.epochs} epochs of {plan.steps} steps"
+        )
+        while run.epoch < optim.epochs:
+            line = train_epoch(settings, run, loader, monitor)
+            if (run.epoch + 1) % settings.validation.every == 0 or run.epoch + 1 == optim.epochs:
+                line |= validate(run.validated)
+            say(summary(line))
+            monitor.end_epoch(line)
     say(f"done: {folder.path}/log.jsonl, curves.png, checkpoint.pt; peak memory {peak_memory():.2f} GiB")
 
 
-def make_network(settings: Settings, processes: Processes) -> torch.nn.Module:
-    model, bn = settings.model, settings.optim.bn
-    network = build_model(model.arch, model.num_classes, 1 - bn.momentum, bn.eps, model.use_blurpool)
-    network = processes.sync_batch_norm(network) if model.sync_bn else network
-    return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def make_run(settings: Settings, network: torch.nn.Module, processes: Processes, precision: Precision) -> Run:
-    """The network, as it is trained (parallel, compiled), its optimizer and its average; no step done yet."""
-    optim, model = settings.optim, processes.parallel(network)
-    compiled: Any = torch.compile(model) if settings.model.compile else model
-    optimizer = build_optimizer(
-        network, optim.optimizer, optim.lr.init, optim.momentum, optim.nesterov, optim.wd.base, optim.bn.decay
-    )
-    return Run(network, compiled, optimizer, precision, processes, average_of(network, optim.ema_decay))
-
-
-def make_train_loader(settings: Settings, processes: Processes) -> Loader:
-    data, optim, size = settings.data, settings.optim, settings.resolution.at(0, settings.data.image_size)
+def training_data(settings: Settings) -> tuple[str, tuple[str, ...] | None]:
+    """The training `.beton`, packed if need be, and the network's classes; to evaluate only, the checkpoint's."""
+    data, util, num_classes = settings.data, settings.util, settings.model.num_classes
+    if util.test_only:
+        return "", network_classes(saved_classes(util.test_weight_file), num_classes)
     path = packed_once("train", data.train_dataset, data.data_path, data.relabel.path if data.relabel.use else "")
-    labels = cleaned_labels(data.clean_labels, path, say=processes.first) if data.clean_labels else None
+    return path, classes_of(path, num_classes)
+
+
+def make_reading(settings: Settings, processes: Processes, classes: tuple[str, ...] | None) -> Reading:
+    data, threads = settings.data, decoding_threads(settings.data.num_workers, processes)
+    return Reading(
+        settings.model.num_classes, processes, threads, data.in_memory, data.decode, classes, data.relabel.pairing
+    )
+
+
+def make_train_loader(settings: Settings, reading: Reading, path: str) -> Loader:
+    data, optim, size = settings.data, settings.optim, settings.resolution.at(0, settings.data.image_size)
+    labels = cleaned_labels(data.clean_labels, path, say=reading.processes.first) if data.clean_labels else None
     loader = training_loader(
-        path, reading(settings, processes), processes.share(optim.batch_size, optim.accumulate),
+        path, reading, reading.processes.share(optim.batch_size, optim.accumulate),
         CropSampler(settings.compute.seed, scale=(data.rrc_minimum, 1.0)), size, label_maps=data.relabel.use,
         normalize=not (data.color_jitter or data.lighting), labels=labels,
     )  # fmt: skip
@@ -237,15 +226,22 @@ def make_train_loader(settings: Settings, processes: Processes) -> Loader:
     return loader
 
 
-def make_val_loader(settings: Settings, processes: Processes) -> Loader:
-    data, validation = settings.data, settings.validation
-    path, size = packed_once("val", data.val_dataset, data.data_path), validation.resolution or data.image_size
-    return validation_loader(path, reading(settings, processes), validation.batch_size, size, data.crop_ratio)
+def make_validate(settings: Settings, reading: Reading, precision: Precision) -> Callable[[Module], dict[str, float]]:
+    data, validation, size = settings.data, settings.validation, settings.validation.resolution
+    path, file = packed_once("val", data.val_dataset, data.data_path), validation.multilabel_file
+    loader = validation_loader(path, reading, validation.batch_size, size or data.image_size, data.crop_ratio)
+    right = read_multilabels(file, loader.identity, settings.model.num_classes) if file else None
+    return partial(evaluate, loader=loader, precision=precision, flip_average=validation.lr_tta, multilabels=right)
 
 
-def reading(settings: Settings, processes: Processes) -> Reading:
-    data, threads = settings.data, decoding_threads(settings.data.num_workers, processes)
-    return Reading(settings.model.num_classes, processes, threads, data.in_memory, data.decode)
+def make_run(settings: Settings, network: Module, processes: Processes, precision: Precision) -> Run:
+    """The network, as it is trained (parallel, compiled), its optimizer and its average; no step done yet."""
+    optim, model = settings.optim, processes.parallel(network)
+    compiled: Any = torch.compile(model) if settings.model.compile else model
+    optimizer = build_optimizer(
+        network, optim.optimizer, optim.lr.init, optim.momentum, optim.nesterov, optim.wd.base, optim.bn.decay
+    )
+    return Run(network, compiled, optimizer, precision, processes, average_of(network, optim.ema_decay))
 
 
 # --- the loop -------------------------------------------------------------------------------------------------
@@ -275,7 +271,7 @@ def train_step(settings: Settings, run: Run, batches: Iterator[Batch]) -> None:
         batch = next(batches)
         targets = soft_targets(
             batch, settings.model.num_classes, localized=relabel.localized, multi=relabel.multi,
-            temperature=relabel.temperature, softmax=relabel.softmax,
+            temperature=relabel.temperature,
         )  # fmt: skip
         rng = rng_of_step(settings.compute.seed, run.epoch, run.step * optim.accumulate + part, run.processes.rank)
         images = augment(batch.images, rng, data.color_jitter, data.lighting, run.precision.dtype)

@@ -38,7 +38,7 @@ from relabel.training.monitor import Monitor
 from relabel.training.run import Plan
 from relabel.training.run_folder import RunFolder
 
-from .loader import pack, write_images
+from .reading import pack, write_images
 
 CONFIG = Path(__file__).parent.parent / "rn50_configs" / "rn50_16_epochs.yaml"
 

@@ -27,9 +27,10 @@ MAX_CLASSES = 32767  # class indices are int16 beside float16 scores
 
 SCORE_DTYPES = {"float16": (np.float16, np.int16), "float32": (np.float32, np.int32)}
 AXIS_ORDERS = ("yx", "xy")
+SCORES = ("logits", "probabilities")
 
 MAGIC = 0x4C424C52  # "RLBL", little-endian
-VERSION = 1
+VERSION = 2  # 1 did not say what kind of scores it holds
 HEADER = np.dtype(
     [
         ("magic", "<u4"),
@@ -40,6 +41,7 @@ HEADER = np.dtype(
         ("num_classes", "<u4"),
         ("score_bytes", "<u4"),
         ("imported_axis_order", "<u4"),
+        ("scores", "<u4"),
     ]
 )
 
@@ -54,6 +56,7 @@ class LabelMapField(Field):
         score_dtype: "float16" (4.5 KB for 5 x 15 x 15) or "float32" (9 KB).
         imported_axis_order: how the files that the maps came from were read, "yx" or "xy": for the record.
             The stored maps are always rows = y.
+        scores: "logits", pooled and then put through a softmax, or "probabilities", pooled alone (TokenLabeling's).
 
     Raises:
         ValueError: a parameter out of range, named with its value.
@@ -67,6 +70,7 @@ class LabelMapField(Field):
         num_classes: int = 1000,
         score_dtype: str = "float16",
         imported_axis_order: str = "yx",
+        scores: str = "logits",
     ) -> None:
         for name, value, greatest in (
             ("top_k", top_k, 32),
@@ -80,8 +84,10 @@ class LabelMapField(Field):
             raise ValueError(f"label map field: score_dtype is {score_dtype!r}, must be float16 or float32")
         if imported_axis_order not in AXIS_ORDERS:
             raise ValueError(f"label map field: imported_axis_order is {imported_axis_order!r}, must be yx or xy")
+        if scores not in SCORES:
+            raise ValueError(f"label map field: scores is {scores!r}, must be logits or probabilities")
         self.top_k, self.height, self.width, self.num_classes = top_k, height, width, num_classes
-        self.score_dtype, self.imported_axis_order = score_dtype, imported_axis_order
+        self.score_dtype, self.imported_axis_order, self.scores = score_dtype, imported_axis_order, scores
 
     @property
     def packed_shape(self) -> tuple[int, int, int, int]:
@@ -109,6 +115,7 @@ class LabelMapField(Field):
         header["num_classes"] = self.num_classes
         header["score_bytes"] = self.packed_dtype.itemsize
         header["imported_axis_order"] = AXIS_ORDERS.index(self.imported_axis_order)
+        header["scores"] = SCORES.index(self.scores)
         arguments = np.zeros(1, dtype=ARG_TYPE)[0]
         arguments[0][: HEADER.itemsize] = np.frombuffer(header.tobytes(), dtype="<u1")
         return arguments
@@ -121,7 +128,8 @@ class LabelMapField(Field):
                 f"not a label map field this version reads (magic {header['magic']:#x}, version {header['version']}; "
                 f"expected {MAGIC:#x}, {VERSION}): write the file again with write_datasets.py"
             )
-        if header["score_bytes"] not in (2, 4) or header["imported_axis_order"] >= len(AXIS_ORDERS):
+        known = header["imported_axis_order"] < len(AXIS_ORDERS) and header["scores"] < len(SCORES)
+        if header["score_bytes"] not in (2, 4) or not known:
             raise ValueError("label map field: the header is damaged: write the file again with write_datasets.py")
         return LabelMapField(
             top_k=int(header["top_k"]),
@@ -130,6 +138,7 @@ class LabelMapField(Field):
             num_classes=int(header["num_classes"]),
             score_dtype={2: "float16", 4: "float32"}[int(header["score_bytes"])],
             imported_axis_order=AXIS_ORDERS[header["imported_axis_order"]],
+            scores=SCORES[header["scores"]],
         )
 
     def encode(self, destination: np.ndarray, packed: np.ndarray | None, malloc: Callable) -> None:

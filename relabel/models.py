@@ -2,6 +2,7 @@
 
 import difflib
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -12,6 +13,31 @@ from torch import nn
 
 from .errors import BadInput
 from .normalization import IMAGENET_MEAN, IMAGENET_STD, Renormalize
+from .processes import Processes
+from .settings import Flag, Number, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """the network"""
+
+    arch: str = setting(str, "a torchvision classifier, or timm/NAME", "resnet50")
+    num_classes: int = setting(Number(2, 32767, whole=True), "classes", 1000)
+    use_blurpool: bool = setting(Flag(), "blur before strided convolutions", False)
+    weights: str = setting(str, "checkpoint to start from; a head of another size is re-initialized", "")
+    sync_bn: bool = setting(Flag(), "batch norm over the whole batch of all GPUs", False)
+    compile: bool = setting(Flag(), "torch.compile", False)
+
+
+def make_network(settings: Model, bn_momentum: float, bn_eps: float, processes: Processes) -> nn.Module:
+    """The network of the settings, with random weights, on this process's device, channels last.
+
+    Args:
+        bn_momentum, bn_eps: as `build_model` takes them.
+    """
+    network = build_model(settings.arch, settings.num_classes, bn_momentum, bn_eps, settings.use_blurpool)
+    network = processes.sync_batch_norm(network) if settings.sync_bn else network
+    return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_model(
@@ -105,13 +131,35 @@ def _apply_blurpool(module: nn.Module) -> None:
             _apply_blurpool(child)
 
 
-def load_weights(model: nn.Module, file: str, new_head: bool = False) -> str:
+def saved_classes(file: str) -> tuple[str, ...] | None:
+    """The class list that a checkpoint of ours was saved with; None: it has none, or there is no such file."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
+        return None  # load_weights says why
+    classes = checkpoint.get("classes") if isinstance(checkpoint, dict) else None
+    return None if classes is None else tuple(map(str, classes))
+
+
+def start_from(network: nn.Module, file: str, classes: tuple[str, ...] | None) -> str:
+    """Load the weights to start a training from; returns a line that says what was done.
+
+    A head of another number of classes is re-initialized, and so is one of as many that the checkpoint names otherwise.
+    """
+    saved = saved_classes(file)
+    others = saved is not None and classes is not None and saved != classes
+    head = load_weights(network, file, new_head=True, other_classes=others)
+    return f"{file}: loaded{f'; {head} is re-initialized, for other classes' if head else ''}"
+
+
+def load_weights(model: nn.Module, file: str, new_head: bool = False, other_classes: bool = False) -> str:
     """Load a checkpoint: a state dict, or a dict with one under `ema`, `model` (ours) or `state_dict` (official).
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off.
 
     Args:
         new_head: keep the model's own last layer where the checkpoint's is for another number of classes.
+        other_classes: the checkpoint's last layer is for other classes, even if they are as many.
 
     Returns:
         The name of the layer that was kept; empty if there is none.
@@ -135,7 +183,12 @@ def load_weights(model: nn.Module, file: str, new_head: bool = False) -> str:
         checkpoint = {key.removeprefix(prefix): value for key, value in checkpoint.items()}
     own, head = model.state_dict(), ""
     if new_head:
-        other = [key for key, value in checkpoint.items() if key in own and value.shape != own[key].shape]
+        last = list(own)[-1].rpartition(".")[0]
+        other = [
+            key
+            for key, value in checkpoint.items()
+            if key in own and (value.shape != own[key].shape or (other_classes and key.rpartition(".")[0] == last))
+        ]
         layers = {key.rpartition(".")[0] for key in other}
         if len(layers) == 1 and list(own)[-1] in other:
             head = layers.pop()

@@ -53,6 +53,14 @@ class Processes:
         dist.broadcast(tensor, 0)
         return int(tensor)
 
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
+        if self.world_size == 1:
+            return values
+        lists: list[Any] = [None] * self.world_size
+        dist.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
+
     def parallel(self, network: nn.Module) -> nn.Module:
         """`network` with gradients averaged over all processes; it shares its weights."""
         if self.world_size == 1:

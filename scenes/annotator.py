@@ -116,12 +116,13 @@ def train_annotator(seed: int, steps: int = 1000, batch: int = 64) -> tuple[Anno
 
 def annotate(annotator: Annotator, images: Path, out: Path) -> None:
     """Write a label map for each image of a folder, by the product's own generator."""
-    files, _ = find_images(images)
-    names = [file.relative_to(images).as_posix() for file, _ in files]
+    folder = find_images(images)
     manifest: dict[str, Any] = {"model": "Scenes' annotator", "axis_order": "yx", "top_k": 5, "size": MAP_SIZE}
-    store = Tree(out, names, manifest)
+    manifest |= {"scores": "logits", "classes": CLASSES}
+    store = Tree(out, [image.name for image in folder.images], manifest)
     store.prepare()
     dense, precision = DenseAnnotator(annotator, PREPROCESSING.image_size), precision_of("fp32", torch.device("cpu"))
     todo = store.missing()
     if todo:
-        generate(dense, PREPROCESSING, [files[i][0] for i in todo], todo, store, Generation(size=MAP_SIZE), precision)
+        files = [folder.images[i].path for i in todo]
+        generate(dense, PREPROCESSING, files, todo, store, Generation(size=MAP_SIZE), precision)

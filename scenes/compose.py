@@ -102,7 +102,7 @@ def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
     """Write `count` scenes as `root/split/CLASS/NAME.jpg`, and what they show as `root/split.json`.
 
     The JSON holds, in ImageFolder's order: `files`; `objects`, each `[class, y, x, side]`, the labelled one first;
-    and `multilabels`, the sorted classes present.
+    and `multilabels`, the sorted classes present; these are by name in `root/split_multilabels.json` too.
     """
     if split == "train":
         photographs, labels = (a[ANNOTATOR_SHARE:] for a in read_photographs("train"))
@@ -118,10 +118,9 @@ def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
         Image.fromarray(pixels).save(root / split / file, quality=92)
         scenes.append((file, objects))
     scenes.sort()
-    content = {
-        "files": [file for file, _ in scenes],
-        "objects": [objects for _, objects in scenes],
-        "multilabels": [sorted({c for c, *_ in objects}) for _, objects in scenes],
-    }
+    files = [file for file, _ in scenes]
+    multilabels = [sorted({c for c, *_ in objects}) for _, objects in scenes]
+    content = {"files": files, "objects": [objects for _, objects in scenes], "multilabels": multilabels}
     (root / f"{split}.json").write_text(json.dumps(content))
-    (root / f"{split}_multilabels.json").write_text(json.dumps(content["multilabels"]))
+    present = {file: [CLASSES[c] for c in found] for file, found in zip(files, multilabels, strict=True)}
+    (root / f"{split}_multilabels.json").write_text(json.dumps(present))

@@ -20,9 +20,9 @@ import yaml
 from ffcv_fields import CropSampler
 
 from relabel.commands import call
-from relabel.data.beton import labels_of
-from relabel.data.loader import Reading, training_loader
-from relabel.data.sample_list import read_file_list
+from relabel.data.beton import labels_of, read_header
+from relabel.data.contents import read_sample_list
+from relabel.data.reading import Reading, training_loader
 from relabel.processes import join, use_all_cores
 from relabel.settings import ROOT
 from relabel.training.curves import draw_curves
@@ -139,8 +139,9 @@ def show_crops(data: Path, file: Path) -> None:
         targets = soft_targets(batch, len(classes)).numpy()
         for i, sample in enumerate(loader.order_of(epoch)):
             sheet[sample].append((batch.images[i].numpy().copy(), batch.crop_boxes[i].numpy().copy(), targets[i]))
-    _, files = read_file_list(path, len(labels))
-    whole = np.stack([compose.read_scene(data / "train" / files[i]) for i in chosen])
+    samples = read_sample_list(read_header(str(path)))
+    assert samples is not None
+    whole = np.stack([compose.read_scene(data / "train" / samples.names[i]) for i in chosen])
     draw_crops(whole, list(sheet.values()), [classes[labels[i]] for i in chosen], classes, file)
 
 

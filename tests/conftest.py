@@ -106,6 +106,14 @@ def write_label_maps(root: Path, files: list[Path], num_classes: int = 8, suffix
     return maps
 
 
+def names_of(beton: Path | str) -> list[str]:
+    """The names of a `.beton`'s samples."""
+    from relabel.data.beton import read_header
+    from relabel.data.contents import read_sample_list
+
+    return list(read_sample_list(read_header(str(beton))).names)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """(image folder, label-map folder, files, maps): 48 images of 8 classes, maps with rows = y."""

@@ -11,7 +11,8 @@ from torch import nn
 
 from relabel.data.beton import read_header
 from relabel.data.classes import imagenet_names
-from relabel.data.label_map_files import axis_order_of, find_label_maps, read_tensor
+from relabel.data.label_map_files import find_label_maps, read_tensor
+from relabel.data.label_map_set import open_label_maps
 from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import LITE0, DenseAnnotator, Preprocessing, annotator_network, label_maps
 from relabel.label_maps.inspection import Samples, axis_agreement, quality
@@ -112,8 +113,10 @@ def test_maps_are_generated_in_the_official_format_and_go_on_where_they_stopped(
     assert generate(tmp_path / "images", archive).returncode == 0
     assert sorted(p.name for p in tmp_path.glob("maps.npy*")) == ["maps.npy", "maps.npy.json"]
     entries = find_label_maps(archive, [f"class{i}" for i in range(8)])
-    for (_, stem), entry in entries.items():
-        torch.testing.assert_close(read_tensor(entry)[0], tensors[stem][0], atol=1e-2, rtol=1e-3)  # float16
+    for key, entry in entries.items():
+        torch.testing.assert_close(
+            read_tensor(entry)[0], tensors[key.rpartition("/")[2]][0], atol=1e-2, rtol=1e-3
+        )  # float16
     archive.rename(tmp_path / "maps.npy.part")  # as a kill leaves it
     np.save(tmp_path / "maps.npy.done", np.arange(12, dtype=np.uint8) % 4)
     (tmp_path / "maps.npy.done.npy").rename(tmp_path / "maps.npy.done")
@@ -134,24 +137,28 @@ def test_maps_are_generated_in_the_official_format_and_go_on_where_they_stopped(
     straight = generate(tmp_path / "images", tmp_path / "straight.beton")
     assert straight.returncode == 0, straight.stderr
     np.testing.assert_allclose([s.scores for s in Samples(f"{tmp_path}/straight.beton")], stored[archive], atol=1e-2)
-    assert sorted(p.name for p in tmp_path.glob("straight*")) == ["straight.beton", "straight.beton.files.json"]
+    assert sorted(p.name for p in tmp_path.glob("straight*")) == ["straight.beton"]
     again = generate(tmp_path / "images", tmp_path / "straight.beton")
     assert again.returncode == 1 and "exists already" in again.stderr
     (tmp_path / "images" / "class7").rename(tmp_path / "class7")
     fewer = generate(tmp_path / "images", tmp_path / "fewer.beton")
-    assert fewer.returncode == 1 and "has 7 class folders, the annotator 8 classes" in fewer.stderr
+    assert fewer.returncode == 1 and "has 7 class folders, not cfg.num_classes=8" in fewer.stderr
     assert len(files) == 12
 
 
-def test_the_axis_order_is_the_manifest_s_or_the_official_one(tmp_path):
-    assert axis_order_of(tmp_path, "auto") == "xy" and axis_order_of(tmp_path, "yx") == "yx"
-    (tmp_path / "label_maps.json").write_text('{"axis_order": "yx"}')
-    assert axis_order_of(tmp_path, "auto") == "yx"
-    with pytest.raises(BadSample, match="says axis_order yx, not xy"):
-        axis_order_of(tmp_path, "xy")
-    (tmp_path / "label_maps.json").write_text('{"axis_order": "zz"}')
+def test_the_axis_order_is_said_by_the_manifest_or_by_the_user(tmp_path):
+    write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", 8))
+    classes, root = [f"class{i}" for i in range(8)], tmp_path / "maps"
+    assert open_label_maps(root, classes).format.axis_order == "yx"  # eight random maps tell nothing
+    assert "cannot be told" in open_label_maps(root, classes).remarks[0]
+    assert open_label_maps(root, classes, "xy").format.axis_order == "xy"
+    (root / "label_maps.json").write_text('{"axis_order": "xy"}')
+    assert open_label_maps(root, classes).format.axis_order == "xy"
+    with pytest.raises(BadSample, match="says axis_order xy, not yx"):
+        open_label_maps(root, classes, "yx")
+    (root / "label_maps.json").write_text('{"axis_order": "zz"}')
     with pytest.raises(BadSample, match="is no manifest"):
-        axis_order_of(tmp_path, "auto")
+        open_label_maps(root, classes)
 
 
 def test_tokenlabeling_s_maps_pack_as_label_maps(tmp_path):
@@ -166,8 +173,10 @@ def test_tokenlabeling_s_maps_pack_as_label_maps(tmp_path):
         "write_datasets.py", f"--cfg.data_dir={tmp_path}/images", f"--cfg.label_map_dir={tmp_path}/maps",
         f"--cfg.write_path={tmp_path}/t.beton", "--cfg.axis_order=yx",
     )  # fmt: skip
-    assert result.returncode == 0 and "rounded" not in result.stdout
-    assert read_header(f"{tmp_path}/t.beton").handlers["label_map"].packed_shape == (2, 5, 18, 18)
+    assert result.returncode == 0 and "rounded" not in result.stdout, result.stderr
+    assert "the scores are probabilities" in result.stdout
+    field = read_header(f"{tmp_path}/t.beton").handlers["label_map"]
+    assert field.packed_shape == (2, 5, 18, 18) and field.scores == "probabilities"
 
 
 def test_a_wrong_axis_order_is_found_by_an_annotator(tmp_path):
@@ -183,7 +192,7 @@ def test_a_wrong_axis_order_is_found_by_an_annotator(tmp_path):
         (tmp_path / "maps" / file.parent.name).mkdir(parents=True, exist_ok=True)
         torch.save(torch.stack([scores[0], classes[0].float()]), tmp_path / "maps" / file.parent.name / f"{i}.pt")
     fits = {
-        order: axis_agreement(Samples(str(images), str(tmp_path / "maps"), order), network, PLAIN, 10)
+        order: axis_agreement(Samples(str(images), str(tmp_path / "maps"), order, 4), network, PLAIN, 10)
         for order in ("yx", "xy")
     }
     assert fits["yx"][0] > 1.5 * fits["yx"][1] and fits["xy"] == pytest.approx(fits["yx"][::-1])
@@ -197,8 +206,8 @@ def test_the_quality_report_by_hand(tmp_path):
         tensor[0], tensor[1, 0, :, 0], tensor[1, 0, :, 1] = 9.0, left, right
         (tmp_path / "maps" / f"class{label}").mkdir(parents=True)
         torch.save(tensor, tmp_path / "maps" / f"class{label}" / f"img{label:03d}.pt")
-    samples = Samples(str(tmp_path / "images"), str(tmp_path / "maps"), "yx")
-    found = quality(samples, 4, np.arange(4), temperature=1.0, most=10)
+    samples = Samples(str(tmp_path / "images"), str(tmp_path / "maps"), "yx", num_classes=4)
+    found = quality(samples, temperature=1.0, most=10)
     assert found["coverage"] == 75 and found["images"] == 3
     assert found["top_1"] == pytest.approx(200 / 3) and found["top_5"] == 100  # of 4 classes, all are among five
     assert found["multi_label"] == pytest.approx(100 / 3)

@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from relabel.data.loader import Loader
-from relabel.data.writer import write_beton
+from relabel.data.writer import Workers, write_beton
 
 
 def test_the_sampler_is_a_function_of_seed_epoch_and_index():
@@ -80,7 +80,7 @@ def coordinates(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("coordinates") / "c.beton"
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    write_beton(path, fields, range(len(sizes)), load, lambda: None, 1, 10, False)
+    write_beton(path, fields, range(len(sizes)), load, Workers(1, 10))
     return path
 
 

@@ -9,9 +9,9 @@ import torch
 from conftest import run
 from PIL import Image
 
-from relabel.data.classes import class_indices, imagenet_classes
+from relabel.data.classes import align, imagenet_classes
 from relabel.data.folder_loader import evaluation_loader
-from relabel.data.loader import Reading
+from relabel.data.reading import Reading
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabel_records, read_real
 from relabel.evaluation.predictions import Predictions, average_precision, predict
@@ -45,17 +45,26 @@ class Brightness(torch.nn.Module):
 
 def look(path, **more):
     processes = join(-1, "gloo")
-    loader, files = evaluation_loader(str(path), Reading(1000, processes, 1), 4, 32, 0.875)
+    loader, files = evaluation_loader(str(path), Reading(1000, processes, 1, classes=imagenet_classes()), 4, 32, 0.875)
     return predict(Brightness(), loader, precision_of("fp32", processes.device), **more), files
 
 
-def test_folders_stand_for_classes_by_wordnet_id_by_number_or_by_order():
-    assert class_indices([WNIDS[7], WNIDS[2]], 1000, "x").tolist() == [7, 2]
+def test_classes_are_aligned_by_name():
+    network = imagenet_classes()
+    assert align([WNIDS[7], WNIDS[2]], network, 1000, "x")[0].tolist() == [7, 2]
     numbers = sorted(map(str, range(1000)))
-    assert class_indices(numbers, 1000, "x").tolist() == [int(n) for n in numbers]  # "10" comes before "2"
-    assert class_indices(["bag", "coat"], 2, "x").tolist() == [0, 1]
-    with pytest.raises(BadInput, match=r"x: its 2 class folders \(bag, coat"):
-        class_indices(["bag", "coat"], 3, "x")
+    assert align(numbers, network, 1000, "x")[0].tolist() == [int(n) for n in numbers]  # "10" comes before "2"
+    assert align(["bag", "coat"], ["bag", "coat"], 2, "x") == (pytest.approx([0, 1]), "")
+    assert align(["coat"], ["bag", "coat"], 2, "x")[0].tolist() == [1]
+    assert align(["10", "2"], ["0", "1", "10", "2"], 4, "x")[0].tolist() == [2, 3]  # names, not indices
+    for data, network_, says in (
+        (["bag", "hat"], ["bag", "coat"], "x: the network does not know its class 'hat'"),
+        (["bag", "coat"], None, "x: has 2 classes, the network 3, and no list"),
+        (["0", "1000"], network, "does not know its class '0' and 1 more"),
+        (["07"], network, "does not know its class '07'"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            align(data, network_, 3, "x")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -91,7 +100,7 @@ def test_real_counts_a_prediction_in_the_list_and_leaves_empty_lists_out(tmp_pat
     assert predictions.multilabel(right) == pytest.approx(200 / 3)
     with pytest.raises(BadInput, match=r"no entry for n0/ILSVRC2012_val_00000005"):
         read_real(str(tmp_path / "real.json"), ["n0/ILSVRC2012_val_00000005.JPEG"], 8)
-    with pytest.raises(BadInput, match=r"entry 0 is \[1, 3\], must be a list of classes from 0 to 2"):
+    with pytest.raises(BadInput, match=r"entry 0 is \[1, 3\]; 3 is none of the 3 classes"):
         read_real(str(tmp_path / "real.json"), names, 3)
 
 
@@ -107,14 +116,15 @@ def test_shankar_s_accuracy_is_the_mean_of_the_classes(tmp_path):
                record(5, [1], [], [], True), record(9, [1])]  # fmt: skip
     (tmp_path / "records.json").write_text(json.dumps(records))
     names = [f"n0/ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 7)]  # the sixth has no record, the ninth no image
-    right, counts = read_multilabel_records(str(tmp_path / "records.json"), names, 8)
+    right, counts, line = read_multilabel_records(str(tmp_path / "records.json"), names, 8)
+    assert "4 of 6 images count; 1 records are of other images (ILSVRC2012_val_00000009.JPEG)" in line
     assert counts.tolist() == [True, True, True, True, False, False]
     best = np.array([[7], [4], [5], [1], [1], [1]])  # wrong; correct; unclear; correct; problematic; none
     predictions = Predictions(best, np.ones(6), np.array([0, 0, 0, 1, 1, 1]), 0.0)
     assert predictions.class_averaged_multilabel(right, counts) == pytest.approx((200 / 3 + 100) / 2)
     del records[1]["is_problematic"]
     (tmp_path / "records.json").write_text(json.dumps(records))
-    with pytest.raises(BadInput, match="record 1 has no 'is_problematic'"):
+    with pytest.raises(BadInput, match="record 1 has 'is_problematic' None, must be a bool"):
         read_multilabel_records(str(tmp_path / "records.json"), names, 8)
 
 

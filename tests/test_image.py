@@ -17,7 +17,7 @@ from PIL import Image
 from skimage import data
 
 from relabel.data.loader import Loader
-from relabel.data.writer import write_beton
+from relabel.data.writer import Workers, write_beton
 from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 PHOTOGRAPHS = [data.chelsea, data.astronaut, data.coffee, data.rocket]
@@ -233,7 +233,7 @@ def beton(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("photographs") / "p.beton"
     fields = {"image": RGBImageField(write_mode=request.param, jpeg_quality=90), "label": IntField()}
     load = lambda i: (np.asarray(photograph(i % 4, 200 + 7 * i)), i)  # noqa: E731
-    write_beton(path, fields, range(12), load, lambda: None, 1, 4, False)
+    write_beton(path, fields, range(12), load, Workers(1, 4))
     return path
 
 
@@ -272,7 +272,7 @@ def test_fast_and_exact_random_crops_are_the_same_region(beton):
 def test_a_damaged_image_in_a_beton_ends_the_epoch_with_an_error(tmp_path):
     path = tmp_path / "bad.beton"
     fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
-    write_beton(path, fields, range(8), lambda i: (np.asarray(photograph(0)), i), lambda: None, 1, 4, False)
+    write_beton(path, fields, range(8), lambda i: (np.asarray(photograph(0)), i), Workers(1, 4))
     raw = bytearray(path.read_bytes())
     at = [i for i in range(len(raw) - 2) if raw[i : i + 3] == b"\xff\xd8\xff"][5]
     raw[at : at + 400] = bytes(400)

@@ -10,7 +10,7 @@ from ffcv.fields.decoders import IntDecoder
 from ffcv.transforms import ToTensor
 
 from relabel.data.loader import Loader
-from relabel.data.writer import write_beton
+from relabel.data.writer import Workers, write_beton
 
 
 def pack(tensor, score_dtype="float16"):
@@ -70,9 +70,7 @@ def test_maps_come_out_of_the_loader_as_they_went_in(tmp_path, top_k, height, wi
     maps[4] = None  # a sample without label map
     field = LabelMapField(top_k, height, width, num_classes, score_dtype)
     path = tmp_path / "m.beton"
-    write_beton(
-        path, {"label": IntField(), "label_map": field}, maps, lambda i: (i, maps[i]), lambda: None, 2, 2, False
-    )
+    write_beton(path, {"label": IntField(), "label_map": field}, maps, lambda i: (i, maps[i]), Workers(2, 2))
     loader = Loader(
         str(path), num_classes=32767, batch_size=4, num_workers=2, order="sequential", drop_last=False,
         pipelines={"label": [IntDecoder(), ToTensor()], "label_map": [LabelMapDecoder(), ToTensor()]},

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from relabel.data.loader import Batch
+from relabel.data.names import Identity
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
@@ -144,10 +145,24 @@ def test_evaluate_counts_exactly():
     assert result["multilabel"] == pytest.approx(100 * 5 / 6)
 
 
-@pytest.mark.parametrize("content", ["[[1]]", "[[1], [9]]", '[[1], "a"]', "{", "[[1], [true]]"])
+IDENTITY = Identity(("cat", "dog", "owl", "pig", "rat"), np.arange(5), ["cat/a.jpg", "dog/b.jpg"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[[1]]", "[[1], [9]]", '[[1], "a"]', "{", "[[1], [true]]", "[[], []]", "{}", '{"cat/x.jpg": ["cat"]}',
+     '{"cat/a.jpg": ["cow"]}', '{"cat/a.jpg": [0]}', "7", "null"],
+)  # fmt: skip
 def test_bad_multilabel_files_are_named(tmp_path, content):
     (tmp_path / "m.json").write_text(content)
     with pytest.raises(BadInput, match=r"m\.json"):
-        read_multilabels(str(tmp_path / "m.json"), 2, 5)
+        read_multilabels(str(tmp_path / "m.json"), IDENTITY, 5)
+
+
+def test_multilabel_files_go_by_name_or_in_order(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps([[1, 2], []]))
-    assert read_multilabels(str(tmp_path / "m.json"), 2, 5).sum(1).tolist() == [2, 0]
+    assert read_multilabels(str(tmp_path / "m.json"), IDENTITY, 5).sum(1).tolist() == [2, 0]
+    (tmp_path / "m.json").write_text("\ufeff" + json.dumps({"dog/b.jpg": ["dog", "rat"]}))
+    assert np.argwhere(read_multilabels(str(tmp_path / "m.json"), IDENTITY, 5)).tolist() == [[1, 1], [1, 4]]
+    other = Identity(IDENTITY.classes, np.array([4, 3, 2, 1, 0]), IDENTITY.names)  # the network's order
+    assert np.argwhere(read_multilabels(str(tmp_path / "m.json"), other, 5)).tolist() == [[1, 0], [1, 3]]

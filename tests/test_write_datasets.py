@@ -74,7 +74,7 @@ def test_maps_are_stored_bit_for_bit_rows_first(tmp_path, capsys, axis_order, in
         if axis_order == "xy":
             expected = expected.swapaxes(-1, -2)
         assert np.array_equal(scores, expected[0]) and np.array_equal(classes, expected[1].astype(np.int64))
-    assert sorted(os.listdir(tmp_path)) == ["images", "maps", "t.beton", "t.beton.files.json"]
+    assert sorted(os.listdir(tmp_path)) == ["images", "maps", "t.beton"]
 
 
 def test_rounding_is_said_and_float32_avoids_it(copy, tmp_path, capsys):

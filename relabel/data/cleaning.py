@@ -1,20 +1,25 @@
 """Label cleaning: training labels replaced, or samples left out, by a list."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BadInput
-from .beton import labels_of
-from .sample_list import read_file_list
+from .beton import column, read_header
+from .contents import read_contents, read_sample_list
+from .names import SampleNames
+
+LEAVE_OUT = "-"
 
 
 def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
     """Labels with the corrections of a list ("label cleaning" in the paper's table): replaced or left out.
 
     Args:
-        list_file: text, one line a sample, `PATH<tab>LABEL`: the path below the image folder, or the file's name
-            alone; the label a class index, a class folder's name, or `-`: leave this sample out.
+        list_file: text, one line a sample, `PATH<tab>LABEL`: the path below the image folder or below the class folder,
+            with or without the ending; the label a class's name, or its index where no class is named by a number,
+            or `-`: leave this sample out.
         beton: the file whose samples they are.
         say: print what was done, with counts.
 
@@ -22,31 +27,52 @@ def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
         int64 `[num_samples]`, -1 for samples to leave out.
 
     Raises:
-        BadInput: a line that is not of this form, or that names no sample or no class of the file.
+        BadInput: a line that is not of this form, that names no sample, several samples or no class of the file, or
+            that contradicts another line; a list that leaves nothing.
     """
-    labels = labels_of(beton)
-    classes, files = read_file_list(beton, len(labels))
-    place = {name: i for i, name in enumerate(files)}
-    place |= {Path(name).name: i for i, name in enumerate(files)}
-    index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes))} | {"-": -1}
-    cleaned = labels.copy()
-    try:
-        lines = Path(list_file).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{list_file}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    header = read_header(beton)
+    labels = column(header, "label").copy()
+    contents, samples = read_contents(header), read_sample_list(header)
+    if contents is None or samples is None:
+        raise BadInput(f"{beton}: does not say its samples' names; write it with write_datasets.py")
+    names, index = SampleNames(samples.names, beton), _label_index(contents.classes)
+    rows: list[tuple[str, str]] = []
+    new: list[str] = []
+    for number, line in enumerate(_lines(list_file), 1):
         name, tab, label = line.rstrip().partition("\t")
-        if not tab:
-            raise BadInput(f"{list_file}, line {number}: {line!r} is not PATH<tab>LABEL")
-        if name not in place:
-            raise BadInput(f"{list_file}, line {number}: {name!r} is no sample of {beton}")
-        if label not in index:
-            raise BadInput(f"{list_file}, line {number}: {label!r} is no class of {beton}, and not - (leave out)")
-        cleaned[place[name]] = index[label]
+        where = f"{list_file}, line {number}"
+        if name and not tab:
+            raise BadInput(f"{where}: {line!r} is not PATH<tab>LABEL")
+        if tab and label not in index:
+            raise BadInput(f"{where}: {label!r} is no class of {beton}, and not - (leave out)")
+        if tab:
+            rows.append((name, where))
+            new.append(label)
+    cleaned, said = labels.copy(), dict[int, tuple[str, str]]()
+    for sample, (name, where), label in zip(names.find(rows), rows, new, strict=True):
+        assert sample is not None
+        earlier, other = said.setdefault(sample, (where, label))
+        if index[other] != index[label]:
+            raise BadInput(f"{where}: says {label!r} of {name!r}; {earlier} says {other!r}")
+        cleaned[sample] = index[label]
     left_out = int((cleaned < 0).sum())
+    if left_out == len(cleaned):
+        raise BadInput(f"{list_file}: leaves no sample of {beton}")
     replaced = int((cleaned != labels).sum()) - left_out
     if say:
         print(f"{list_file}: {replaced:,} labels replaced, {left_out:,} of {len(labels):,} samples left out")
     return cleaned
+
+
+def _lines(list_file: str) -> list[str]:
+    try:
+        return Path(list_file).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise BadInput(f"{list_file}: cannot be read ({error})") from None
+
+
+def _label_index(classes: Sequence[str]) -> dict[str, int]:
+    index = {name: i for i, name in enumerate(classes)}
+    if not any(name.isdigit() for name in classes):  # a number would be a name and another class's index
+        index |= {str(i): i for i in range(len(classes))}
+    return index | {LEAVE_OUT: -1}

@@ -1,51 +1,48 @@
 """Images to evaluate on, from a `.beton` or from a folder of class folders, behind one interface."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from ..errors import BadInput
-from .beton import labels_of
-from .classes import class_indices
-from .loader import Batch, Loader, Reading, validation_loader
+from ..errors import BadSample
+from .beton import read_header
+from .classes import align
+from .contents import read_sample_list
+from .images import ImageFile, find_images
+from .loader import Batch, Loader
+from .names import Identity
 from .order import share_of
-from .sample_list import file_list_of, read_file_list
+from .reading import Reading, validation_loader
 
 
 class FolderLoader:
     """A folder of class folders, read by torchvision; to be used as `Loader` is, for one pass in order.
 
     Args:
-        path: the folder; corrupt images end the pass with torchvision's error.
-        reading: the folders' names say which of its classes they are (`class_indices`).
+        path: the folder; its classes are aligned with those of the network by name, which a line says.
+        reading: what the network's classes are, the processes and the workers.
         batch_size: samples of a batch over all processes.
         size: side of the center crop in pixels.
         crop_ratio: `size` over the side that the shorter side is resized to.
+
+    Raises:
+        BadInput: a class that the network does not know; while iterating: an image that cannot be decoded.
     """
 
     def __init__(self, path: str, reading: Reading, batch_size: int, size: int, crop_ratio: float) -> None:
-        transform = v2.Compose(
-            [v2.Resize(round(size / crop_ratio), antialias=True), v2.CenterCrop(size), v2.PILToTensor()]
-        )
-        try:
-            folder = ImageFolder(path, transform)
-        except FileNotFoundError as error:
-            raise BadInput(f"{path}: {error}") from None
-        index = class_indices(folder.classes, reading.num_classes, path)
-        self.num_classes, self.batch_size, self.num_workers = (
-            reading.num_classes,
-            -(-batch_size // reading.processes.world_size),
-            reading.num_workers,
-        )
-        self.labels = index[[label for _, label in folder.samples]]
-        self.files = [str(Path(file).relative_to(path)) for file, _ in folder.samples]
-        folder.target_transform = partial(_lookup, index)
-        self._folder, self._processes = folder, reading.processes
+        folder = find_images(Path(path))
+        index, line = align(folder.classes, reading.classes, reading.num_classes, path)
+        if reading.processes.first:
+            print("\n".join([*folder.remarks, *([line] if line else [])]), end="\n" if folder.remarks or line else "")
+        self.num_classes, self.num_workers = reading.num_classes, reading.num_workers
+        self.batch_size = -(-batch_size // reading.processes.world_size)
+        self.labels = index[[image.label for image in folder.images]]
+        self.identity = Identity(folder.classes, index, [image.name for image in folder.images])
+        self._images, self._processes = _Images(folder.images, size, crop_ratio), reading.processes
 
     def order_of(self, epoch: int) -> np.ndarray:
         order, processes = np.arange(len(self.labels)), self._processes
@@ -54,38 +51,55 @@ class FolderLoader:
     def __len__(self) -> int:
         return -(-len(self.order_of(0)) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Generator[Batch]:
         """Batches of images uint8 `[B, S, S, 3]` and labels int64 `[B]`, on the CPU."""
-        subset = torch.utils.data.Subset(self._folder, self.order_of(epoch).tolist())
-        for images, labels in torch.utils.data.DataLoader(subset, self.batch_size, num_workers=self.num_workers):
-            yield Batch(images.permute(0, 2, 3, 1), labels)
+        order = self.order_of(epoch)
+        subset = torch.utils.data.Subset(self._images, order.tolist())
+        batches = torch.utils.data.DataLoader(subset, self.batch_size, num_workers=self.num_workers, collate_fn=list)
+        done = 0
+        for parts in batches:
+            if problem := next((part for part in parts if isinstance(part, BadSample)), None):
+                raise problem
+            labels = torch.from_numpy(self.labels[order[done : done + len(parts)]])
+            yield Batch(torch.stack(parts).permute(0, 2, 3, 1), labels)
+            done += len(parts)
 
 
-def _lookup(index, label):
-    return int(index[label])
+class _Images(torch.utils.data.Dataset):
+    """Center crops, uint8 `[3, S, S]`, as torchvision makes them; a BadSample for one that cannot be decoded."""
+
+    def __init__(self, images: list[ImageFile], size: int, crop_ratio: float) -> None:
+        self._images = images
+        self._transform = v2.Compose(
+            [v2.Resize(round(size / crop_ratio), antialias=True), v2.CenterCrop(size), v2.PILToTensor()]
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> torch.Tensor | BadSample:
+        file = self._images[index].path
+        try:
+            return self._transform(pil_loader(file))
+        except (OSError, SyntaxError, ValueError) as error:
+            return BadSample(file, f"cannot be decoded ({str(error)[:120]}); is it damaged?")
 
 
 def evaluation_loader(
     path: str, reading: Reading, batch_size: int, image_size: int, crop_ratio: float
 ) -> tuple[Loader | FolderLoader, list[str]]:
-    """A loader of the center crops of `path` in order, and the samples' file names (empty: not known).
-
-    The labels of a `.beton` that was packed from ImageNetV2's or a variant's folders are put right by the folders'
-    names, which stand in the list beside it.
+    """A loader of the center crops of `path` in order, and the samples' names (empty: not known).
 
     Args:
         path: a `.beton`, or a folder of class folders.
         reading, batch_size, image_size, crop_ratio: as for `validation_loader`.
 
     Raises:
-        BadInput: as `Loader`, `FolderLoader` and `class_indices` do.
+        BadInput: as `validation_loader` and `FolderLoader` do.
     """
     if Path(path).is_dir():
-        loader = FolderLoader(path, reading, batch_size, image_size, crop_ratio)
-        return loader, loader.files
-    labels = labels_of(path)
-    files: list[str] = []
-    if file_list_of(path).exists():
-        classes, files = read_file_list(path, len(labels))
-        labels = class_indices(classes, reading.num_classes, path)[labels]
-    return validation_loader(path, reading, batch_size, image_size, crop_ratio, labels), files
+        folder = FolderLoader(path, reading, batch_size, image_size, crop_ratio)
+        return folder, folder.identity.names
+    known = read_sample_list(read_header(path)) is not None
+    loader = validation_loader(path, reading, batch_size, image_size, crop_ratio)
+    return loader, loader.identity.names if known else []

@@ -13,12 +13,15 @@ import os
 import pickle
 import re
 import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from ffcv_fields.label_map import SCORES
 
 from ..errors import BadSample
 
@@ -75,23 +78,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
         if manifest["axis_order"] not in ("yx", "xy"):
             raise ValueError(f"axis_order is {manifest['axis_order']!r}")
+        if manifest.get("scores", "logits") not in SCORES:
+            raise ValueError(f"scores is {manifest['scores']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadSample(file, f"is no manifest of label maps ({error})") from None
     return manifest
-
-
-def axis_order_of(root: Path, given: str) -> str:
-    """The axis order of a tree or archive: `given`, or for "auto" the manifest's, or the official pairing, "xy".
-
-    Raises:
-        BadSample: `given` contradicts the manifest.
-    """
-    said = read_manifest(root).get("axis_order")
-    if given == "auto":
-        return said or "xy"
-    if said and said != given:
-        raise BadSample(manifest_of(root), f"says axis_order {said}, not {given}; leave cfg.axis_order at auto")
-    return given
 
 
 def open_archive(file: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
@@ -109,44 +100,70 @@ def open_archive(file: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
     return maps
 
 
-def find_label_maps(root: Path, classes: list[str]) -> dict[tuple[str, str], Source]:
-    """All label maps of a tree or an archive, keyed by `(class folder, file name without ending)`.
+def find_label_maps(root: Path, classes: Sequence[str]) -> dict[str, Source]:
+    """All label maps of a tree or an archive by their keys: the class folder and the path below it, without the ending.
 
     The class folders may stand in `root` itself or in one inner folder, as the official archive has them.
 
     Raises:
-        BadSample: there are no class folders below `root`.
+        BadSample: there are no class folders below `root`, or two maps share a key; both are named.
     """
     if root.is_file():
-        maps, files = open_archive(root), read_manifest(root).get("files", [])
-        if len(files) != len(maps):
-            raise BadSample(
-                root, f"holds {len(maps):,} label maps; its manifest {manifest_of(root)} names {len(files):,}"
-            )
-        entries = ((Path(name), ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files))
-        return {(name.parent.name, name.stem): entry for name, entry in entries}
+        return _by_key(_archived(root))
     folder = _class_root(root, set(classes))
-    found: dict[tuple[str, str], Source] = {}
-    inside = f"{os.path.realpath(folder)}/"
-    for class_entry in os.scandir(folder):
-        if class_entry.is_dir():
-            _refuse_link(class_entry, inside)
-            for entry in os.scandir(class_entry.path):
-                stem, suffix = os.path.splitext(entry.name)
-                if suffix in SUFFIXES:
-                    _refuse_link(entry, inside)
-                    found[class_entry.name, stem] = Path(entry.path)
+    inside, others = f"{os.path.realpath(folder)}/", Counter[str]()
+    found: list[tuple[str, Source]] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir() and not entry.name.startswith("."):
+            _refuse_link(entry, inside)
+            found += _tree(entry.path, f"{entry.name}/", inside, others)
+    if not found:
+        kinds = f"; found {', '.join(others)}: give .pt or .p" if others else ""
+        raise BadSample(root, f"holds no label maps (.pt or .p){kinds}")
+    return _by_key(found)
+
+
+def _archived(root: Path) -> list[tuple[str, Source]]:
+    maps, manifest = open_archive(root), read_manifest(root)
+    files, skipped = manifest.get("files", []), set(manifest.get("skipped", []))
+    if len(files) != len(maps):
+        raise BadSample(root, f"holds {len(maps):,} label maps; its manifest {manifest_of(root)} names {len(files):,}")
+    entries = [(name, ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files)]
+    return [(name, entry) for name, entry in entries if name not in skipped]
+
+
+def _tree(folder: str, prefix: str, inside: str, others: Counter) -> Iterator[tuple[str, Source]]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            _refuse_link(entry, inside)
+            yield from _tree(entry.path, f"{prefix}{entry.name}/", inside, others)
+        elif os.path.splitext(entry.name)[1] in SUFFIXES:
+            _refuse_link(entry, inside)
+            yield prefix + entry.name, Path(entry.path)
+        else:
+            others[os.path.splitext(entry.name)[1] or "files without ending"] += 1
+
+
+def _by_key(maps: Iterable[tuple[str, Source]]) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for name, source in maps:
+        key = os.path.splitext(name)[0]
+        if key in found:
+            raise BadSample(source, f"and {found[key]} are label maps of one name; only the ending differs")
+        found[key] = source
     return found
 
 
-def _refuse_link(entry, inside):
+def _refuse_link(entry: os.DirEntry, inside: str) -> None:
     if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
         raise BadSample(Path(entry.path), f"is a link out of {inside}; copy what it points to")
 
 
 def _class_root(root: Path, classes: set[str]) -> Path:
     if not root.is_dir():
-        raise BadSample(root, "is not a folder; cfg.label_map_dir takes the folder of label maps")
+        raise BadSample(root, "is not a folder or an archive of label maps")
     folders = [entry for entry in os.scandir(root) if entry.is_dir()]
     if any(entry.name in classes for entry in folders):
         return root
@@ -192,11 +209,30 @@ def read_tensor(file: Source) -> torch.Tensor:
     return tensor
 
 
-def label_map_format(file: Source, num_classes: int, axis_order: str) -> LabelMapFormat:
-    """The format that `file` has, for all others of its tree to follow."""
-    shape = list(read_tensor(file).shape)
-    if len(shape) != 4 or shape[0] != 2 or 0 in shape:
-        raise BadSample(file, f"has shape {shape}, must be [2, top_k, height, width]")
+def label_map_format(sources: Sequence[Source], num_classes: int, axis_order: str) -> LabelMapFormat:
+    """The format that most of some maps have, for all of their tree to follow.
+
+    Args:
+        sources: some of the maps, from everywhere in the tree.
+
+    Raises:
+        BadSample: most of them cannot be read, or no shape is that of more than half of them.
+    """
+    shapes: Counter[tuple[int, ...]] = Counter()
+    problem: BadSample | None = None
+    for source in sources:
+        try:
+            shape = tuple(read_tensor(source).shape)
+            if len(shape) != 4 or shape[0] != 2 or 0 in shape:
+                raise BadSample(source, f"has shape {list(shape)}, must be [2, top_k, height, width]")
+            shapes[shape] += 1
+        except BadSample as error:
+            problem = problem or error
+    shape, count = shapes.most_common(1)[0] if shapes else ((), 0)
+    if 2 * count <= len(sources):
+        if problem is not None:
+            raise problem
+        raise BadSample(sources[0], f"and {len(sources) - 1} others have shapes {', '.join(map(str, shapes))}")
     height, width = shape[2:] if axis_order == "yx" else shape[:1:-1]
     return LabelMapFormat(shape[1], height, width, num_classes, axis_order)
 
@@ -216,8 +252,8 @@ def read_label_map(file: Source, expected: LabelMapFormat) -> tuple[np.ndarray, 
     rows, columns = (height, width) if expected.axis_order == "yx" else (width, height)
     shape = [2, expected.top_k, rows, columns]
     if list(tensor.shape) != shape or not tensor.is_floating_point():
-        raise BadSample(file, f"is {tensor.dtype}{list(tensor.shape)}, must be floats {shape} as the first file's")
-    values = tensor.float().numpy()
+        raise BadSample(file, f"is {tensor.dtype}{list(tensor.shape)}, must be floats {shape} as most files'")
+    values = tensor.detach().float().numpy()
     if expected.axis_order == "xy":
         values = values.swapaxes(-1, -2)
     scores, indices = np.ascontiguousarray(values[0]), values[1]
@@ -231,7 +267,8 @@ def read_label_map(file: Source, expected: LabelMapFormat) -> tuple[np.ndarray, 
         raise BadSample(
             file,
             f"class index {indices[k, y, x]:g} at entry {k}, y {y}, x {x} is not one of the {expected.num_classes} "
-            "classes (one per class folder of cfg.data_dir; an empty folder counts)",
+            "classes (one per class folder of cfg.data_dir; an empty folder counts; for a part of the classes give "
+            "cfg.num_classes or cfg.class_list)",
         )
     classes = indices.astype(np.int64)
     ordered = np.sort(classes, axis=0)

@@ -12,22 +12,15 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, LabelMapDecoder, RandomResizedCropDecoder
-from ffcv.fields.decoders import IntDecoder
 from ffcv.loader import Loader as FFCVLoader
 from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
-from ffcv.transforms import ToDevice, ToTensor
 
 from ..errors import BadInput
-from ..normalization import IMAGENET_MEAN, IMAGENET_STD
-from ..processes import Processes
 from .beton import CUSTOM_FIELDS, column, read_header
+from .names import Identity
 from .order import near_sequential_order, random_order, share_of
-
-STATISTICS = (IMAGENET_MEAN, IMAGENET_STD)
-Pipelines = dict[str, Any]  # name -> a list of operations, a PipelineSpec, or None: not read
 
 
 @dataclass
@@ -41,92 +34,11 @@ class Batch:
     images: torch.Tensor  # uint8 [B, S, S, 3] RGB, or float32, normalized
     labels: torch.Tensor  # int64 [B], the single labels
     label_maps: torch.Tensor | None = None  # int16 or int32 [B, 2, top_k, H, W], see ffcv_fields.label_map
-    crop_boxes: torch.Tensor | None = None  # float32 [B, 4], (x1, y1, x2, y2) in fractions of the stored image
+    crop_boxes: torch.Tensor | None = None  # float32 [B, 4], (x1, y1, x2, y2): the part of the label map to pool, 0..1
+    scores: str = "logits"  # what the label maps hold: "logits" or "probabilities"
 
 
 _FIELDS = {"image": "images", "label": "labels", "label_map": "label_maps", "crop_box": "crop_boxes"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a `.beton` is read, for training as for validation.
-
-    Args:
-        num_classes: of the network; no label in the file may be outside.
-        processes: among which each batch is shared, and this one's device.
-        num_workers: threads that decode in this process.
-        in_memory: the file fits in memory; else training reads it near-sequentially, and nothing is cached.
-        decode: "fast" or "exact", as in `ffcv_fields.RandomResizedCropDecoder`.
-    """
-
-    num_classes: int
-    processes: Processes
-    num_workers: int
-    in_memory: bool = True
-    decode: str = "fast"
-
-    def statistics(self, normalize: bool = True) -> tuple | None:
-        """Mean and standard deviation for a decoder that normalizes; on a GPU that is done after the transfer."""
-        on_cpu = self.processes.device.type == "cpu"
-        return STATISTICS if normalize and on_cpu and self.decode == "fast" else None
-
-    def to_device(self) -> list:
-        device = self.processes.device
-        return [ToTensor(), *([ToDevice(device, non_blocking=True)] if device.type == "cuda" else [])]
-
-    def loader(self, path: str, batch_size: int, pipelines: Pipelines, **keywords: Any) -> "Loader":
-        """A `Loader` of this process's `batch_size` samples of each batch."""
-        return Loader(
-            path, self.num_classes, batch_size=batch_size, pipelines=pipelines, num_workers=self.num_workers,
-            rank=self.processes.rank, world_size=self.processes.world_size, os_cache=self.in_memory, **keywords,
-        )  # fmt: skip
-
-
-def training_loader(
-    path: str,
-    reading: Reading,
-    batch_size: int,
-    crops: CropSampler,
-    image_size: int,
-    *,
-    label_maps: bool = True,
-    normalize: bool = True,
-    labels: np.ndarray | None = None,
-) -> "Loader":
-    """Random crops in random order, with label maps and crop boxes if asked for; raises as `Loader`.
-
-    Args:
-        path: the `.beton`.
-        batch_size: samples of a batch in this process.
-        crops: of images and crop boxes; its seed is that of the order too.
-        image_size: side of the crop in pixels; `Loader.set_image_size` changes it between epochs.
-        label_maps: hand out label maps and crop boxes.
-        normalize: on the CPU the decoder normalizes; False where augmentation comes first.
-        labels: int64 `[num_samples]`, in place of the file's; -1 leaves a sample out.
-    """
-    image = RandomResizedCropDecoder(image_size, crops, reading.decode, reading.statistics(normalize))
-    pipelines: Pipelines = {"image": [image, *reading.to_device()], "label": [IntDecoder(), *reading.to_device()]}
-    pipelines["label_map"] = [LabelMapDecoder(), *reading.to_device()] if label_maps else None
-    if label_maps:
-        pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=reading.to_device())
-    order = "random" if reading.in_memory else "near_sequential"
-    return reading.loader(path, batch_size, pipelines, order=order, seed=crops.seed, labels=labels, drop_last=True)
-
-
-def validation_loader(
-    path: str, reading: Reading, batch_size: int, image_size: int, crop_ratio: float, labels: np.ndarray | None = None
-) -> "Loader":
-    """Center crops in the file's order, each sample once over all processes; arguments as in `training_loader`.
-
-    Args:
-        batch_size: samples of a batch over all processes.
-        crop_ratio: side of the crop, share of the image's shorter side.
-    """
-    image = CenterCropDecoder(image_size, crop_ratio, reading.decode, reading.statistics())
-    pipelines: Pipelines = {"image": [image, *reading.to_device()], "label": [IntDecoder(), *reading.to_device()]}
-    pipelines["label_map"] = None
-    share = -(-batch_size // reading.processes.world_size)
-    return reading.loader(path, share, pipelines, order="sequential", labels=labels, drop_last=False)
 
 
 class Loader(FFCVLoader):
@@ -168,6 +80,9 @@ class Loader(FFCVLoader):
         self.header = read_header(path)
         self.labels = column(self.header, "label").copy() if labels is None else labels
         self.samples = np.arange(len(self.labels)) if labels is None else np.flatnonzero(labels >= 0)
+        self.label_map = self.header.handlers.get("label_map")
+        self.transposed = False  # the crop boxes, see `Reading.pairing`
+        self.identity = Identity(None, np.arange(num_classes), [])  # see `aligned`
         self._check(path, num_classes, keywords["pipelines"])
         self._decoders = [_first(pipeline) for pipeline in keywords["pipelines"].values() if pipeline is not None]
         self._samplers = {decoder.crops for decoder in self._decoders if hasattr(decoder, "crops")}
@@ -185,7 +100,7 @@ class Loader(FFCVLoader):
         labels = self.labels[self.samples]
         if labels.min() < 0 or labels.max() >= num_classes:
             raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}; model.num_classes is {num_classes}")
-        label_map = self.header.handlers.get("label_map")
+        label_map = self.label_map
         if pipelines.get("label_map") is None:
             return
         if label_map is None:
@@ -251,7 +166,10 @@ class Loader(FFCVLoader):
         found: dict[str, Any] = dict.fromkeys(_FIELDS.values()) | dict(zip(names, tensors, strict=True))
         if found["labels"] is not None:
             found["labels"] = found["labels"].view(-1)
-        return Batch(**found)
+        boxes = found["crop_boxes"]
+        if boxes is not None and self.transposed:
+            found["crop_boxes"] = boxes.view(-1, 2, 2).flip(2).reshape(-1, 4)
+        return Batch(**found, scores=self.label_map.scores if self.label_map is not None else "logits")
 
 
 def _first(pipeline):

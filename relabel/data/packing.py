@@ -1,12 +1,13 @@
 """Packing a folder of images, and the label maps of its images, into one `.beton`."""
 
+import hashlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,16 @@ from ffcv.fields import IntField
 from ..errors import BadInput, BadSample
 from ..processes import started_by_torchrun
 from ..settings import Choice, Number, setting
-from .images import find_images, read_image
-from .label_map_files import (
-    LabelMapFormat,
-    Source,
-    axis_order_of,
-    find_label_maps,
-    label_map_format,
-    read_label_map,
-)
-from .sample_list import file_list_of, write_file_list
-from .writer import Packed, write_beton
+from .agreement import Agreement
+from .classes import read_class_list
+from .contents import Contents
+from .images import ImageFile, by_key, class_list_for, find_images, read_image
+from .label_map_files import Source
+from .label_map_set import LabelMapSet, open_label_maps
+from .provenance import differences, provenance_of
+from .writer import Packed, Workers, write_beton
 
-Image = tuple[Path, int]  # a file and its label
+ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out whatever share they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +41,17 @@ class Packing:
     )
     axis_order: str = setting(
         Choice("auto", "xy", "yx"),
-        "how maps are stored; auto: as their manifest says, else xy, the official pairing",
+        "how maps are stored, yx: rows first; auto: as their manifest says, else as their asymmetry shows",
         "auto",
     )
+    scores: str = setting(
+        Choice("auto", "logits", "probabilities"), "kind of scores; auto: as the manifest or the values show", "auto"
+    )
+    min_agreement: float = setting(
+        Number(0, 1), "least share of maps whose five best classes hold the single label; 0: any", 0.5
+    )
+    num_classes: int = setting(Number(0, 32767, whole=True), "classes, where some have no folder; 0: the folders", 0)
+    class_list: str = setting(str, "file of all class names, one a line in order of their index; empty: folders", "")
     score_dtype: str = setting(Choice("float16", "float32"), "how scores are stored", "float16")
     write_mode: str = setting(
         Choice("jpg", "raw", "smart", "proportion"),
@@ -66,146 +72,183 @@ class Packing:
     on_error: str = setting(
         Choice("stop", "skip"), "at a bad image or label map: stop, or leave it out and list it", "stop"
     )
+    max_skipped: float = setting(Number(0, 1), "greatest share of samples that may be left out (10 always may)", 0.01)
     overwrite: str = setting(Choice("no", "yes"), "replace an existing file", "no")
 
 
 def pack(settings: Packing) -> None:
-    """Write the `.beton`, the list of its samples beside it, and, where samples were left out, that list with reasons.
+    """Write the `.beton` and, where samples were left out, the list of these with reasons beside it.
 
     Raises:
         BadInput: bad data or a path that cannot be used; nothing was written.
         WorkerFailed: a worker process died.
     """
-    path, report = Path(settings.write_path), Path(settings.write_path + ".skipped.tsv")
+    path, root = Path(settings.write_path), Path(settings.data_dir)
     if path.exists() and settings.overwrite == "no":
         raise BadSample(path, "exists already; --cfg.overwrite=yes replaces it")
     if not path.parent.is_dir():
         raise BadSample(path.parent, "is not a folder; make it first")
-    images, classes = find_images(Path(settings.data_dir))
-    label_maps, format, problems = {}, None, []
+    given = read_class_list(settings.class_list) if settings.class_list else None
+    classes = class_list_for(root, settings.num_classes, given)
+    folder = find_images(root, classes)
+    images, maps, problems = folder.images, None, list[BadSample]()
     if settings.label_map_dir:
-        images, label_maps, format, problems = _with_label_maps(images, classes, settings)
+        maps = open_label_maps(Path(settings.label_map_dir), folder.classes, settings.axis_order, settings.scores)
+        images, problems = match(images, maps, partial=classes is not None)
+        if problems and settings.on_error == "stop":
+            raise BadSample(
+                problems[0].file, f"{problems[0].reason}{_others(problems)}; --cfg.on_error=skip leaves such files out"
+            )
+        if not images:
+            raise BadSample(maps.root, f"holds no label map of an image in {root}")
+    for remark in folder.remarks + (maps.remarks if maps else []):
+        print(remark)
     images = images[: settings.subset] if settings.subset >= 0 else images
     if not images:
-        raise BadSample(Path(settings.data_dir), "no image is left to pack")
+        raise BadSample(root, "no image is left to pack")
 
-    reader = _SampleReader(images, label_maps, format, settings)
-    start = time.perf_counter()
-    file_list_of(path).unlink(missing_ok=True)  # of a file that is replaced
+    def describe(packed: Packed) -> tuple[Contents, list[str]]:
+        _refuse_too_many(problems + packed.skipped, len(images) + len(problems), settings)
+        if maps is not None:
+            print(_notes_of(packed).agreement.check(settings.min_agreement, settings.label_map_dir))
+        provenance = provenance_of(settings, folder.images)
+        return Contents(folder.classes, provenance), [images[i].name for i in packed.kept]
+
+    reader, fields = _SampleReader(images, maps, settings), _fields(settings, maps, len(folder.classes))
+    workers = Workers(
+        min(settings.num_workers, len(images)),
+        min(settings.chunk_size, -(-len(images) // settings.num_workers)),
+        settings.on_error == "skip",
+    )
+    start, files = time.perf_counter(), [image.path for image in images]
     with _sigterm_unwinds():
-        packed = write_beton(
-            path,
-            fields := _fields(settings, format),
-            [file for file, _ in images],
-            reader.load,
-            reader.note,
-            min(settings.num_workers, len(images)),
-            min(settings.chunk_size, -(-len(images) // settings.num_workers)),
-            settings.on_error == "skip",
-        )
-    names = [images[i][0].relative_to(settings.data_dir).as_posix() for i in packed.kept]
-    write_file_list(path, classes, names)
-    left_out = problems + packed.skipped
-    report.unlink(missing_ok=True)
-    if left_out:
-        report.write_text("".join(f"{bad.file}\t{bad.reason}\n" for bad in left_out))
-        print(f"left out: {len(left_out):,} files, listed with reasons in {report}")
-    seconds = time.perf_counter() - start
-    print(_summary(path, packed, fields, classes, len(images) / seconds))
+        packed = write_beton(path, fields, files, reader.load, workers, reader.note, describe)
+    list_skipped(Path(settings.write_path + ".skipped.tsv"), problems + packed.skipped)
+    print(_summary(path, packed, fields, len(folder.classes), len(images) / (time.perf_counter() - start)))
 
 
 def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") -> str:
     """The `.beton` to use: `path`, or one that is packed now from `data_path/split` if it does not exist yet.
 
+    A file without a name of its own is packed again when it is of other images or label maps than asked for.
+
     Args:
         split: "train" or "val".
-        path: the file; empty: beside the images, `data_path/SPLIT.beton` (`SPLIT_relabel.beton` with label maps).
+        path: the file; empty: beside the images, `data_path/SPLIT.beton` (`SPLIT_relabel.beton` with label maps), or
+            below `runs/packed` where that place cannot be written.
         data_path: the folder of `train/` and `val/`; empty: nothing is packed.
         label_map_dir: as in `Packing`; empty: none.
 
     Raises:
-        BadInput: neither is given, or packing fails, or is needed by several processes at once.
+        BadInput: neither is given; `path` was packed from something else; packing fails, or is needed by several
+            processes at once.
     """
     if not path and not data_path:
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
-    path = path or f"{data_path}/{split}{'_relabel' if label_map_dir else ''}.beton"
-    if not data_path or Path(path).exists():
-        return path
+    source = f"{data_path}/{split}"
+    name = path or _place(data_path, f"{split}{'_relabel' if label_map_dir else ''}.beton")
+    again = bool(data_path) and Path(name).exists()
+    others = differences(name, source, label_map_dir) if again else []
+    if not data_path or (again and not others):
+        return name
+    if again and path:
+        raise BadInput(f"{name}: {'; '.join(others)}. Give another data.{split}_dataset, or delete this file")
     if started_by_torchrun():
-        raise BadInput(f"{path}: no such file; pack it first with write_datasets.py, or start with one process")
-    print(f"packing {data_path}/{split} into {path}", flush=True)
-    pack(Packing(data_dir=f"{data_path}/{split}", label_map_dir=label_map_dir, write_path=path))
-    return path
+        why = "; ".join(others) if again else "no such file"
+        raise BadInput(f"{name}: {why}; pack it first with write_datasets.py, or start with one process")
+    reasons = "; ".join(others) if again else "there is none yet"
+    print(f"packing {source} into {name}: {reasons}", flush=True)
+    pack(Packing(data_dir=source, label_map_dir=label_map_dir, write_path=name, overwrite="yes" if again else "no"))
+    return name
+
+
+def _place(data_path: str, name: str) -> str:
+    """Beside the images, or where that cannot be written a place of this name below `runs/packed`."""
+    if os.access(data_path, os.W_OK) or not Path(data_path).is_dir():
+        return f"{data_path}/{name}"
+    digest = hashlib.sha256(os.path.realpath(data_path).encode()).hexdigest()[:8]
+    folder = Path("runs") / "packed" / f"{Path(data_path).resolve().name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{data_path} cannot be written: packed files go to {folder}", flush=True)
+    return str(folder / name)
+
+
+@dataclass
+class Notes:
+    """What a worker noticed: the largest rounding error of a score and its file, 16-bit images, label agreement."""
+
+    rounding: tuple[float, str] = (0.0, "")
+    sixteen_bit: int = 0
+    agreement: Agreement = field(default_factory=Agreement)
 
 
 class _SampleReader:
-    """Reads a sample's field values in a worker process, and keeps the largest rounding error of a score there."""
+    """Reads a sample's field values in a worker process."""
 
-    def __init__(
-        self,
-        images: list[Image],
-        label_maps: dict[tuple[str, str], Source],
-        format: LabelMapFormat | None,
-        settings: Packing,
-    ) -> None:
-        self._images, self._label_maps, self._format, self._settings = images, label_maps, format, settings
-        self._worst = (0.0, "")  # error, file
+    def __init__(self, images: list[ImageFile], maps: LabelMapSet | None, settings: Packing) -> None:
+        self._images, self._maps, self._settings, self._notes = images, maps, settings, Notes()
 
     def load(self, index: int) -> tuple:
-        file, label = self._images[index]
-        values = (read_image(file, self._settings.max_resolution, self._settings.write_mode), label)
-        if self._settings.write_mode == "proportion":
+        image, settings = self._images[index], self._settings
+        pixels = read_image(image.path, settings.max_resolution, settings.write_mode)
+        self._notes.sixteen_bit += pixels.info["sixteen_bit"]
+        if settings.write_mode == "proportion":
             np.random.seed(index)  # FFCV draws from it: the choice must not depend on the worker
-        return values if self._format is None else (*values, self._label_map(self._label_maps[key(file)]))
+        if self._maps is None:
+            return pixels, image.label
+        return pixels, image.label, self._label_map(self._maps, self._maps.sources[image.key], image.label)
 
-    def note(self) -> tuple[float, str]:
-        return self._worst
+    def note(self) -> Notes:
+        return self._notes
 
-    def _label_map(self, source: Source) -> np.ndarray:
-        assert self._format is not None
-        scores, classes = read_label_map(source, self._format)
+    def _label_map(self, maps: LabelMapSet, source: Source, label: int) -> np.ndarray:
+        scores, classes = maps.read(source)
         packed = pack_label_map(scores, classes, self._settings.score_dtype)
         if self._settings.score_dtype == "float16":
             stored = packed[0].view(np.float16).astype(np.float32)
             if not np.isfinite(stored).all():
                 greatest = np.abs(scores).max()
                 raise BadSample(source, f"score {greatest:g} is beyond float16; use cfg.score_dtype=float32")
-            self._worst = max(self._worst, (float(np.abs(stored - scores).max()), str(source)))
+            error = float(np.abs(stored - scores).max())
+            self._notes.rounding = max(self._notes.rounding, (error, str(source)))
+        self._notes.agreement.add(label, scores, classes)
         return packed
 
 
-def key(file: Path) -> tuple[str, str]:
-    """The key of an image's label map: its folder's name, and its own without the ending."""
-    return file.parent.name, file.stem
+def _notes_of(packed: Packed) -> Notes:
+    """The workers' notes together."""
+    notes = Notes()
+    for part in packed.notes:
+        notes.rounding = max(notes.rounding, part.rounding)
+        notes.sixteen_bit += part.sixteen_bit
+        notes.agreement.merge(part.agreement)
+    return notes
 
 
-def _with_label_maps(images, classes, settings):
-    """The images that have a label map, the maps, their format, and a BadSample for whatever does not match."""
-    root = Path(settings.label_map_dir)
-    label_maps = find_label_maps(root, classes)
-    images, problems = match(images, label_maps)
-    if problems and settings.on_error == "stop":
-        raise BadSample(
-            problems[0].file, f"{problems[0].reason}{_others(problems)}; --cfg.on_error=skip leaves such files out"
-        )
-    if not images:
-        raise BadSample(root, f"holds no label map of an image in {settings.data_dir}")
-    axis_order = axis_order_of(root, settings.axis_order)
-    return images, label_maps, label_map_format(label_maps[key(images[0][0])], len(classes), axis_order), problems
+def match(images: list[ImageFile], maps: LabelMapSet, partial: bool) -> tuple[list[ImageFile], list[BadSample]]:
+    """The images that have a label map, and a BadSample for every image without and every map without image.
 
+    Args:
+        partial: the images are of some classes only; maps of the others are no mistake.
 
-def match(images: list[Image], label_maps: dict[tuple[str, str], Source]) -> tuple[list[Image], list[BadSample]]:
-    """The images that have a label map, and a BadSample for every image without and every map without image."""
-    matched = [(file, label) for file, label in images if key(file) in label_maps]
-    missing = [BadSample(file, "has no label map") for file, _ in images if key(file) not in label_maps]
-    wanted = {key(file) for file, _ in images}
+    Raises:
+        BadSample: two images share a key.
+    """
+    keys = by_key(images)
+    with_images = {key.partition("/")[0] for key in keys}
+    unused = {key for key in maps.sources if key.partition("/")[0] not in with_images} if partial else set()
+    if unused:
+        maps.remarks.append(f"{maps.root}: {len(unused):,} label maps of classes without images here are not used")
+    missing = [BadSample(image.path, "has no label map") for image in images if image.key not in maps.sources]
     orphans = [
-        BadSample(file, "is a label map with no image") for k, file in sorted(label_maps.items()) if k not in wanted
+        BadSample(source, "is a label map with no image")
+        for key, source in sorted(maps.sources.items())
+        if key not in keys and key not in unused
     ]
-    return matched, missing + orphans
+    return [image for image in images if image.key in maps.sources], missing + orphans
 
 
-def _others(problems):
+def _others(problems: list[BadSample]) -> str:
     if len(problems) == 1:
         return ""
     names = "".join(f"\n  {bad}" for bad in problems[1:10])
@@ -213,7 +256,26 @@ def _others(problems):
     return f"\nand {len(problems) - 1:,} other files do not match:{names}{more}\nnothing was written"
 
 
-def _fields(settings: Packing, format: LabelMapFormat | None) -> dict[str, Any]:
+def _refuse_too_many(bad: list[BadSample], total: int, settings: Packing) -> None:
+    count = len(bad)
+    allowed = max(int(settings.max_skipped * total), min(ALWAYS_SKIPPED, total // 2))
+    if count > allowed:
+        raise BadInput(
+            f"{settings.data_dir}: {count:,} of {total:,} files are bad, more than cfg.max_skipped="
+            f"{settings.max_skipped:g} allows; the first: {bad[0]}{_others(bad)}"
+        )
+
+
+def list_skipped(report: Path, bad: list[BadSample]) -> None:
+    """Write the files that were left out, with reasons, one a line, or remove an older list."""
+    report.unlink(missing_ok=True)
+    if bad:
+        lines = "".join(f"{entry.file}\t{entry.reason}\n" for entry in bad)
+        report.write_text(lines, errors="surrogateescape")  # names as the file system has them
+        print(f"left out: {len(bad):,} files, listed with reasons in {report}")
+
+
+def _fields(settings: Packing, maps: LabelMapSet | None, num_classes: int) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "image": image_field(
             settings.restart_interval,
@@ -224,26 +286,32 @@ def _fields(settings: Packing, format: LabelMapFormat | None) -> dict[str, Any]:
         ),
         "label": IntField(),
     }
-    if format is not None:
-        sizes = format.top_k, format.height, format.width, format.num_classes
-        fields["label_map"] = LabelMapField(*sizes, settings.score_dtype, format.axis_order)
+    if maps is not None:
+        form = maps.format
+        sizes = form.top_k, form.height, form.width, num_classes
+        fields["label_map"] = LabelMapField(*sizes, settings.score_dtype, form.axis_order, maps.scores)
     return fields
 
 
-def _summary(path: Path, packed: Packed, fields: dict[str, Any], classes: list[str], speed: float) -> str:
-    error, file = max(packed.notes)
-    rounded = (
-        f"scores were rounded to float16: largest error {error:.3g} ({file}); "
-        "--cfg.score_dtype=float32 keeps them bit for bit\n"
-    )
-    field = fields.get("label_map")
-    label_bytes = 8 + (field.nbytes + field.metadata_type.itemsize + 24 if field else 0)
+def _summary(path: Path, packed: Packed, fields: dict[str, Any], num_classes: int, speed: float) -> str:
+    notes, lines = _notes_of(packed), []
+    error, file = notes.rounding
+    if error > 0:
+        lines.append(
+            f"scores were rounded to float16: largest error {error:.3g} ({file}); "
+            "--cfg.score_dtype=float32 keeps them bit for bit"
+        )
+    if notes.sixteen_bit:
+        lines.append(f"{notes.sixteen_bit:,} images of 16 bits lost their range: they become 8 bits, as in torchvision")
+    label_map = fields.get("label_map")
+    label_bytes = 8 + (label_map.nbytes + label_map.metadata_type.itemsize + 24 if label_map else 0)
     count = len(packed.kept)
-    return (
-        f"{rounded if error > 0 else ''}{path}: {count:,} images of {len(classes):,} classes, "
-        f"{count if field else 0:,} with label map, {0 if field else count:,} without, {path.stat().st_size:,} bytes, "
+    lines.append(
+        f"{path}: {count:,} images of {num_classes:,} classes, {count if label_map else 0:,} with label map, "
+        f"{0 if label_map else count:,} without, {path.stat().st_size:,} bytes, "
         f"{label_bytes:,} bytes an image for labels; {speed:,.0f} images/s"
     )
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -5,11 +5,15 @@ Here the workers are watched, a bad sample is named, and the file appears under 
 """
 
 import ctypes
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +28,8 @@ from tqdm import tqdm
 
 from ..errors import BadInput, BadSample, WorkerFailed
 from ..files import atomic
+from ..locks import exclusive
+from .contents import Contents, SampleList, write_contents
 
 PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
 
@@ -33,8 +39,9 @@ class Packed:
     """What a conversion did: indices of the samples in the file, those left out, and what the workers counted."""
 
     kept: np.ndarray
-    skipped: list[BadSample] = field(default_factory=list)
+    skipped: list[Any] = field(default_factory=list)
     notes: list[Any] = field(default_factory=list)
+    checksums: dict[int, int] = field(default_factory=dict)  # by index in `samples`
 
 
 class _TooLarge(Exception):
@@ -66,15 +73,23 @@ class _PageAllocator(MemoryAllocator):
             self.allocations.pop()
 
 
+@dataclass(frozen=True)
+class Workers:
+    """`count` processes that take `chunk_size` samples at a time; `skip_bad`: they leave bad samples out."""
+
+    count: int
+    chunk_size: int
+    skip_bad: bool = False
+
+
 def write_beton(
     path: Path,
     fields: dict[str, Field],
     samples: Sequence[Any],
     load: Callable[[int], tuple],
-    note: Callable[[], Any],
-    num_workers: int,
-    chunk_size: int,
-    skip_bad: bool,
+    workers: Workers,
+    note: Callable[[], Any] | None = None,
+    describe: Callable[[Packed], tuple[Contents, Sequence[str]]] | None = None,
 ) -> Packed:
     """Write `samples` into the file `path`, which appears when complete and replaces one that is there.
 
@@ -83,26 +98,65 @@ def write_beton(
         fields: FFCV fields by name, in the order of the values that `load` returns.
         samples: one entry a sample, for `load` by index; its name in messages.
         load: index -> the field values; raises BadSample. Runs in the worker processes.
+        workers: how many processes, and what they do with a bad sample.
         note: what a worker has to report when it is done, collected in `Packed.notes`.
-        num_workers: processes; `chunk_size` samples are taken at a time.
-        skip_bad: leave bad samples out and list them; else the first one ends it.
+        describe: what the file is to know of itself: its contents, and the name of each sample kept; may raise
+            BadInput, which ends it. Without it nothing, as FFCV writes it.
 
     Raises:
-        BadSample: the first bad sample, if they are not to be skipped.
+        BadInput: another process writes the file.
+        BadSample: the first bad sample, if they are not to be skipped; the first of all, if all are bad.
         WorkerFailed: a worker died or failed; the message says at which sample and why.
     """
-    with atomic(path) as temporary:
-        writer = DatasetWriter(str(temporary), fields, page_size=PAGE_SIZE, num_workers=num_workers)
+    job = _Job(samples, load, note or (lambda: None), workers)
+    with exclusive(path, "is being written"), atomic(path) as temporary:
+        writer = DatasetWriter(str(temporary), fields, page_size=PAGE_SIZE, num_workers=workers.count)
         writer.num_samples = len(samples)
-        writer.prepare()
-        writer.metadata_sm.unlink()  # it lives on in the processes that have it, and ends with them, however they end
-        try:
-            packed, allocations = _run_workers(writer, _Job(samples, load, note, chunk_size), skip_bad)
-            packed.kept = _finish(writer, allocations, [bad_index for bad_index, _ in packed.skipped])
+        with _shared_memory(writer):
+            packed, allocations = _run_workers(writer, job)
+            skipped = [index for index, _ in packed.skipped]
+            packed.kept = np.setdiff1d(np.arange(len(samples)), skipped)
             packed.skipped = [bad for _, bad in packed.skipped]
-        finally:
-            writer.metadata_sm.close()
+            if len(packed.kept) == 0:
+                raise _all_bad(packed.skipped)
+            _finish(writer, allocations, packed, describe(packed) if describe else None)
     return packed
+
+
+def _all_bad(skipped: list[BadSample]) -> BadInput:
+    listed = "".join(f"\n  {bad}" for bad in skipped[:10])
+    more = f"\n  and {len(skipped) - 10:,} more" if len(skipped) > 10 else ""
+    return BadInput(f"no sample could be used; nothing was written:{listed}{more}")
+
+
+@contextmanager
+def _shared_memory(writer: DatasetWriter) -> Iterator[None]:
+    """The writer's table of metadata, in memory that the workers share, for the time of the block."""
+    needed = writer.num_samples * writer.metadata_type.itemsize
+    try:
+        writer.prepare()
+    except OSError as error:
+        raise _no_shared_memory(needed, error) from None
+    memory = writer.metadata_sm
+    memory.unlink()  # it lives on in the processes that have it, and ends with them, however they end
+    try:
+        os.posix_fallocate(memory._fd, 0, memory.size)  # a full /dev/shm would kill a worker at its first write
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC or os.fstat(memory._fd).st_blocks * 512 >= needed:
+            raise
+        raise _no_shared_memory(needed, error) from None
+    finally:
+        with suppress(BufferError):  # a traceback may still hold an array of it
+            memory.close()
+
+
+def _no_shared_memory(needed: int, error: OSError) -> BadInput:
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    return BadInput(
+        f"/dev/shm: {needed:,} bytes of shared memory are needed, {free:,} are free ({error.strerror}); delete what is "
+        "left there, or enlarge it (mount -o remount,size=2G /dev/shm; docker run --shm-size=2g)"
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +166,7 @@ class _Job:
     samples: Sequence[Any]
     load: Callable[[int], tuple]
     note: Callable[[], Any]
-    chunk_size: int
+    workers: Workers
 
 
 @dataclass(frozen=True)
@@ -125,7 +179,7 @@ class _Shared:
     current: Any
 
 
-def _run_workers(writer, job, skip_bad):
+def _run_workers(writer: DatasetWriter, job: _Job) -> tuple[Packed, np.ndarray]:
     context, samples = multiprocessing.get_context("fork"), job.samples  # `load` and its tables are shared, not copied
     shared = _Shared(
         _PageAllocator(writer.fname, writer.data_region_start, writer.page_size),
@@ -133,33 +187,36 @@ def _run_workers(writer, job, skip_bad):
         context.RawArray(ctypes.c_int64, writer.num_workers),
         context.RawArray(ctypes.c_int64, [-1] * writer.num_workers),
     )
-    workers, receivers = [], {}
+    workers: list[Any] = []
+    receivers: dict[Any, int] = {}  # connection: rank
     packed, allocations = Packed(np.arange(0)), []
     try:
         for rank in range(writer.num_workers):
-            receiver, sender = context.Pipe(duplex=False)
+            incoming, sender = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(rank, os.getpid(), sender, writer, job, shared), daemon=True)
             process.start()
             sender.close()
             workers.append(process)
-            receivers[receiver] = rank
+            receivers[incoming] = rank
         with tqdm(total=len(samples), unit=" images", desc=Path(writer.fname).stem, dynamic_ncols=True) as progress:
             while receivers:
-                for receiver in wait(list(receivers), timeout=0.2):
+                for ready in wait(list(receivers), timeout=0.2):
+                    receiver: Any = ready
                     rank = receivers[receiver]
                     try:
                         kind, value = receiver.recv()
                     except (EOFError, OSError):
                         raise WorkerFailed(_why_it_died(workers[rank], samples, shared.current[rank])) from None
                     if kind == "bad":
-                        if not skip_bad:
+                        if not job.workers.skip_bad:
                             raise value[1]
                         packed.skipped.append(value)
                     elif kind == "failed":
                         raise WorkerFailed(f"a worker failed at {_name(samples, shared.current[rank])}:\n{value}")
                     else:
                         allocations.append(np.frombuffer(value[0], dtype=ALLOC_TABLE_TYPE))
-                        packed.notes.append(value[1])
+                        packed.checksums |= value[1]
+                        packed.notes.append(value[2])
                         del receivers[receiver]
                 progress.update(sum(shared.done) - progress.n)
     finally:
@@ -194,19 +251,19 @@ def _work(rank: int, parent: int, sender: Connection, writer: DatasetWriter, job
         allocator = shared.allocator
         metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
         columns = [metadata[name] for name in writer.metadata_type.names]
-        encoders = list(writer.fields.values())
+        encoders, checksums = list(writer.fields.values()), {}
         with allocator:
             while os.getppid() == parent:
                 with shared.next_sample.get_lock():
                     first = shared.next_sample.value
-                    shared.next_sample.value = first + job.chunk_size
+                    shared.next_sample.value = first + job.workers.chunk_size
                 if first >= total:
                     break
-                for index in range(first, min(first + job.chunk_size, total)):
+                for index in range(first, min(first + job.workers.chunk_size, total)):
                     shared.current[rank] = index
                     allocator.set_current_sample(index)
                     try:
-                        _encode(index, job.load(index), encoders, columns, allocator)
+                        checksums[index] = _encode(index, job.load(index), encoders, columns, allocator)
                     except _TooLarge as error:
                         allocator.forget_sample()
                         sender.send(("bad", (index, BadSample(samples[index], str(error)))))
@@ -215,7 +272,7 @@ def _work(rank: int, parent: int, sender: Connection, writer: DatasetWriter, job
                         sender.send(("bad", (index, bad)))
                     shared.done[rank] += 1
         table = np.array(allocator.allocations, dtype=ALLOC_TABLE_TYPE)
-        sender.send(("done", (table.tobytes(), job.note())))
+        sender.send(("done", (table.tobytes(), checksums, job.note())))
     except BaseException:
         sender.send(("failed", traceback.format_exc()))
     finally:
@@ -224,36 +281,54 @@ def _work(rank: int, parent: int, sender: Connection, writer: DatasetWriter, job
 
 
 def _encode(index, values, encoders, columns, allocator):
+    """Store a sample; returns its checksum."""
     for attempt in range(2):
+        stored: list[np.ndarray] = []
+
+        def malloc(size, stored=stored):
+            pointer, storage = allocator.malloc(size)
+            stored.append(storage)
+            return pointer, storage
+
         try:
             for column, encoder, value in zip(columns, encoders, values, strict=True):
-                encoder.encode(column[index : index + 1], value, allocator.malloc)
-            return
+                encoder.encode(column[index : index + 1], value, malloc)
+            return checksum_of(stored)
         except MemoryError:  # the page was full: once more, on a fresh one
             if attempt == 1:
                 raise
 
 
-def _finish(writer, allocations, skipped):
-    """Metadata without the skipped samples, allocation table and header, all on disk. Returns the indices kept."""
+def checksum_of(stored: Iterable[np.ndarray]) -> int:
+    """CRC-32 of a sample's data, field after field."""
+    value = 0
+    for data in stored:
+        value = zlib.crc32(data.data, value)
+    return value
+
+
+def _finish(
+    writer: DatasetWriter, allocations: np.ndarray, packed: Packed, described: tuple[Contents, Sequence[str]] | None
+) -> None:
+    """Metadata of the samples kept, contents, allocation table and header, on disk."""
     total = writer.num_samples
-    metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
-    keep = np.ones(total, dtype=bool)
-    keep[skipped] = False
-    kept = int(keep.sum())
-    if kept == 0:
-        raise BadInput("no sample could be used; nothing was written")
+    metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)[packed.kept]
+    number = np.full(total, -1)
+    number[packed.kept] = np.arange(len(packed.kept))
     allocations = allocations.copy()
-    allocations["sample_id"] = (np.cumsum(keep) - 1)[allocations["sample_id"].astype(np.int64)]
+    allocations["sample_id"] = number[allocations["sample_id"].astype(np.int64)]
     header = writer.header.copy()
     with open(writer.fname, "r+b") as file:
-        header["num_samples"] = kept
-        header["alloc_table_ptr"] = file.seek(0, os.SEEK_END)
+        file.seek(0, os.SEEK_END)
+        if described:
+            contents, names = described
+            checksums = np.array([packed.checksums[i] for i in packed.kept.tolist()], np.uint32)
+            samples = SampleList(tuple(names), checksums, zlib.crc32(metadata))
+            write_contents(file, list(writer.fields).index("label"), contents, samples)
+        header["num_samples"] = len(packed.kept)
+        header["alloc_table_ptr"] = file.tell()
         file.write(allocations[np.argsort(allocations["ptr"])].tobytes())
         file.seek(writer.metadata_start)
-        file.write(metadata[keep].tobytes())
+        file.write(metadata.tobytes())
         file.seek(0)
         file.write(header.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    return np.flatnonzero(keep)

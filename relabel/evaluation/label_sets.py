@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ..data.classes import imagenet_classes
+from ..data.names import Identity, SampleNames
 from ..errors import BadInput
 
-VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.", re.IGNORECASE)
+VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.\w+", re.IGNORECASE)
+RECORD = {"file_name": str, "correct_multi_labels": list, "unclear_multi_labels": list, "is_problematic": bool}
 # Mean error over the five severities of AlexNet, by which ImageNet-C's errors are divided (Hendrycks and Dietterich,
 # ICLR 2019, and their published code).
 ALEXNET_ERRORS = {
@@ -24,89 +27,160 @@ ALEXNET_ERRORS = {
 }  # fmt: skip
 
 
-def _read_json(file: str, form: str) -> list[Any]:
+def _read_json(file: str) -> Any:
     try:
-        content = json.loads(Path(file).read_text())
+        return json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: cannot be read as JSON ({error})") from None
+
+
+def _list_of(file: str, form: str) -> list[Any]:
+    content = _read_json(file)
     if not isinstance(content, list):
         raise BadInput(f"{file}: must be {form}")
     return content
 
 
-def _set_classes(row: np.ndarray, classes: Any, file: str, which: str) -> None:
-    good = isinstance(classes, list) and all(type(c) is int and 0 <= c < len(row) for c in classes)
-    if not good:
-        raise BadInput(f"{file}: {which} is {classes}, must be a list of classes from 0 to {len(row) - 1}")
-    row[classes] = True
+def _set_classes(row: np.ndarray, classes: Any, index: dict[Any, int], file: str, which: str) -> None:
+    """Mark the classes of a list in a row of right classes; `index` says which they are for the network."""
+    if not isinstance(classes, list):
+        raise BadInput(f"{file}: {which} is {classes!r}, must be a list of classes")
+    for c in classes:
+        if isinstance(c, bool) or not isinstance(c, int | str) or c not in index:
+            raise BadInput(f"{file}: {which} is {classes}; {c!r} is none of the {len(index):,} classes")
+        if index[c] >= 0:
+            row[index[c]] = True
 
 
-def read_multilabels(file: str, num_samples: int, num_classes: int) -> np.ndarray:
-    """Sets of right classes: a JSON list with one list of class indices for each sample, in the samples' order.
+def _imagenet_index(classes: Sequence[str] | None, num_classes: int, file: str) -> dict[Any, int]:
+    """The network's index of each of ImageNet-1k's class indices; -1 for those that it does not know."""
+    if classes is None:
+        return {i: i for i in range(num_classes)}
+    index = {name: i for i, name in enumerate(classes)}
+    found: dict[Any, int] = {i: index.get(name, -1) for i, name in enumerate(imagenet_classes())}
+    if max(found.values()) < 0:
+        raise BadInput(f"{file}: names classes of ImageNet-1k; the network knows none of them")
+    return found
+
+
+def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndarray:
+    """Sets of right classes of a validation set: JSON, `{"CLASS/IMAGE.jpg": ["CLASS", ...], ...}`, by names.
+
+    Also understood: one list with a list of class indices (of the data's class list) for each sample, in their order.
+
+    Args:
+        identity: of the validation set.
+        num_classes: of the network.
 
     Returns:
-        bool `[num_samples, num_classes]`; a row without any class is a sample that does not count.
+        bool `[N, num_classes]`; a row without any class is a sample that does not count.
 
     Raises:
-        BadInput: no such file, or contents of another form or length; named.
+        BadInput: no such file, contents of another form or length, a sample or class that is unknown; named.
     """
-    lists = _read_json(file, "a list of lists of classes")
-    if len(lists) != num_samples:
-        raise BadInput(f"{file}: has {len(lists)} entries; must be a list of {num_samples}, one for each sample")
-    right = np.zeros((num_samples, num_classes), bool)
-    for i, classes in enumerate(lists):
-        _set_classes(right[i], classes, file, f"entry {i}")
+    content, count = _read_json(file), len(identity.names)
+    known: dict[Any, int] = {i: int(j) for i, j in enumerate(identity.index)}
+    right = np.zeros((count, num_classes), bool)
+    if isinstance(content, dict):
+        known = {name: int(j) for name, j in zip(identity.classes or (), identity.index, strict=False)}
+        found = SampleNames(identity.names, "the validation set").find((name, file) for name in content)
+        for sample, (name, classes) in zip(found, content.items(), strict=True):
+            assert sample is not None
+            _set_classes(right[sample], classes, known, file, name)
+    elif isinstance(content, list) and len(content) == count:
+        for i, classes in enumerate(content):
+            _set_classes(right[i], classes, known, file, f"entry {i}")
+    else:
+        size = f"has {len(content)} entries; " if isinstance(content, list) else ""
+        raise BadInput(f"{file}: {size}must name each of the {count} samples' classes, or list them in order")
+    if not right.any():
+        raise BadInput(f"{file}: no sample has a right class")
     return right
 
 
-def read_real(file: str, files: Sequence[str], num_classes: int) -> np.ndarray:
+def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequence[str] | None = None) -> np.ndarray:
     """ReaL labels (Beyer et al., 2020): `real.json`, entry i for `ILSVRC2012_val_{i+1:08d}.JPEG`.
 
     Args:
-        files: the samples' file names.
+        samples: the samples' names.
+        num_classes: of the network.
+        classes: the network's class list, in which ImageNet's are found by name; None: ImageNet's own order.
 
     Returns:
-        bool `[len(files), num_classes]`, the right classes; a row without any does not count.
+        bool `[len(samples), num_classes]`, the right classes; a row without any does not count.
 
     Raises:
-        BadInput: the file is of another form, or a sample is no validation image that it has.
+        BadInput: the file is of another form; a sample is no validation image that it has, or two are the same one; no
+            sample has a right class.
     """
-    lists = _read_json(file, "ReaL's real.json, a list of lists of classes")
-    right = np.zeros((len(files), num_classes), bool)
-    for row, name in zip(right, files, strict=True):
-        number = VALIDATION_NAME.search(Path(name).name)
-        if not number or not 1 <= int(number[1]) <= len(lists):
+    lists, index = (
+        _list_of(file, "ReaL's real.json, a list of lists of classes"),
+        _imagenet_index(classes, num_classes, file),
+    )
+    right, seen = np.zeros((len(samples), num_classes), bool), dict[int, str]()
+    for row, name in zip(right, samples, strict=True):
+        number = VALIDATION_NAME.fullmatch(Path(name).name)
+        at = int(number[1]) if number else 0
+        if not 1 <= at <= len(lists):
             raise BadInput(f"{file}: has no entry for {name}; its entries are of ILSVRC2012_val_00000001.JPEG and on")
-        _set_classes(row, lists[int(number[1]) - 1], file, f"entry {int(number[1]) - 1}")
+        if at in seen:
+            raise BadInput(f"{file}: entry {at - 1} fits {seen[at]} and {name}")
+        seen[at] = name
+        _set_classes(row, lists[at - 1], index, file, f"entry {at - 1}")
+    if not right.any():
+        raise BadInput(f"{file}: no sample has a right class")
     return right
 
 
-def read_multilabel_records(file: str, files: Sequence[str], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_multilabel_records(
+    file: str, samples: Sequence[str], num_classes: int, classes: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, str]:
     """Shankar et al.'s labels (ICML 2020): the records of `imagenet2012_multilabel`, exported to JSON.
 
     A list of objects with `file_name`, `correct_multi_labels`, `wrong_multi_labels`, `unclear_multi_labels` and
     `is_problematic`. Correct and unclear labels count as right; problematic images are left out.
 
+    Args:
+        samples, num_classes, classes: as for `read_real`.
+
     Returns:
-        bool `[len(files), num_classes]`, the right classes, and bool `[len(files)]`, which samples count: those with
-        a record that is not problematic.
+        bool `[len(samples), num_classes]`, the right classes; bool `[len(samples)]`, which samples count: those with a
+        record that is not problematic; and a line that counts what was left out.
 
     Raises:
-        BadInput: a record of another form, or none that names one of `files`.
+        BadInput: a record of another form, two records of one image, or none that counts.
     """
-    place = {Path(name).name: i for i, name in enumerate(files)}
-    right, counts = np.zeros((len(files), num_classes), bool), np.zeros(len(files), bool)
-    for number, record in enumerate(_read_json(file, "a list of the records of imagenet2012_multilabel")):
-        try:
-            name, problematic = record["file_name"], record["is_problematic"]
-            labels = [*record["correct_multi_labels"], *record["unclear_multi_labels"]]
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"{file}: record {number} has no {error}; export the records with all fields") from None
-        at = place.get(Path(str(name)).name)
-        if at is None or problematic:
+    index = _imagenet_index(classes, num_classes, file)
+    records = _list_of(file, "a list of the records of imagenet2012_multilabel")
+    rows, labels = [], []
+    for number, record in enumerate(records):
+        which = f"record {number}"
+        if not isinstance(record, dict):
+            raise BadInput(
+                f"{file}: {which} is {record!r}, must be an object with file_name, correct_multi_labels, ..."
+            )
+        for key, kind in RECORD.items():
+            if not isinstance(record.get(key), kind):
+                raise BadInput(
+                    f"{file}: {which} has {key!r} {record.get(key)!r}, must be a {kind.__name__}; export the records "
+                    "with all fields"
+                )
+        rows.append((record["file_name"], f"{file}, {which}"))
+        labels.append(record["correct_multi_labels"] + record["unclear_multi_labels"])
+    right, counts = np.zeros((len(samples), num_classes), bool), np.zeros(len(samples), bool)
+    seen: dict[int, int] = {}
+    found = SampleNames(samples, "the validation set").find(rows, strict=False)
+    for number, sample in enumerate(found):
+        if sample is None:
             continue
-        counts[at] = True
-        _set_classes(right[at], labels, file, f"record {number}")
-    if not counts.any():
-        raise BadInput(f"{file}: names none of the images, as {files[0]}")
-    return right, counts
+        if sample in seen:
+            raise BadInput(f"{file}: records {seen[sample]} and {number} are both of {rows[number][0]}")
+        seen[sample] = number
+        if not records[number]["is_problematic"]:
+            counts[sample] = True
+            _set_classes(right[sample], labels[number], index, file, f"record {number}")
+    if not (counts & right.any(1)).any():
+        raise BadInput(f"{file}: has no record that counts of any of the images, as {samples[0]}")
+    missing = [rows[i][0] for i, sample in enumerate(found) if sample is None]
+    line = f"{file}: {int(counts.sum()):,} of {len(samples):,} images count"
+    return right, counts, line + (f"; {len(missing):,} records are of other images ({missing[0]})" if missing else "")

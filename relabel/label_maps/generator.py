@@ -14,8 +14,9 @@ from ffcv_fields.label_map import pack_label_map
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..data.images import key_of
 from ..data.label_map_files import manifest_of, open_archive, write_label_map
-from ..errors import BadInput
+from ..errors import BadInput, BadSample
 from ..files import atomic, write_text
 from ..precision import Precision
 from ..processes import hide_progress
@@ -26,17 +27,24 @@ from .annotator import DenseAnnotator, Preprocessing, label_maps
 class Generation:
     """How maps are made: `top_k` classes at `size` x `size` cells, `batch_size` images at a time.
 
-    `num_workers` processes decode; 0: this one does.
+    `num_workers` processes decode; 0: this one does. `skip_bad`: images that cannot be decoded get no map.
     """
 
     top_k: int = 5
     size: int = 15
     batch_size: int = 64
     num_workers: int = 0
+    skip_bad: bool = False
 
 
 class Store(Protocol):
     """Where maps go."""
+
+    def prepare(self) -> None: ...
+
+    def missing(self) -> list[int]: ...
+
+    def finish(self) -> None: ...
 
     def write(self, index: int, scores: np.ndarray, classes: np.ndarray) -> None: ...
 
@@ -49,7 +57,7 @@ def generate(
     store: Store,
     generation: Generation,
     precision: Precision,
-) -> float:
+) -> tuple[float, list[BadSample]]:
     """Write the label maps of `files`.
 
     Args:
@@ -58,33 +66,39 @@ def generate(
         indices: of `files` in `store`.
 
     Returns:
-        The share of the time that the network took.
+        The share of the time that the network took, and the images that cannot be decoded.
+
+    Raises:
+        BadSample: the first of these, unless they are to be skipped.
     """
-    device = precision.device
+    device, bad = precision.device, list[BadSample]()
     loader = DataLoader(
-        Images(files, preprocessing),
-        generation.batch_size,
-        num_workers=generation.num_workers,
-        pin_memory=device.type == "cuda",
+        Images(files, preprocessing), generation.batch_size, num_workers=generation.num_workers, collate_fn=list
     )
     in_network, start, done = 0.0, time.perf_counter(), 0
     with tqdm(total=len(files), unit=" images", desc="label maps", disable=hide_progress()) as progress:
-        for images in loader:
-            asked = time.perf_counter()
-            with precision.autocast():
-                normalized = preprocessing.normalize(images.to(device))
-                found = label_maps(annotator, normalized, generation.top_k, generation.size)
-            scores, classes = (part.cpu().numpy() for part in found)
-            in_network += time.perf_counter() - asked
-            for i in range(len(images)):
-                store.write(indices[done + i], scores[i], classes[i])
-            done += len(images)
-            progress.update(len(images))
-    return in_network / (time.perf_counter() - start)
+        for parts in loader:
+            problems = [part for part in parts if isinstance(part, BadSample)]
+            if problems and not generation.skip_bad:
+                raise problems[0]
+            bad += problems
+            good = [i for i, part in enumerate(parts) if not isinstance(part, BadSample)]
+            if good:
+                asked = time.perf_counter()
+                images = torch.stack([parts[i] for i in good]).to(device)
+                with precision.autocast():
+                    found = label_maps(annotator, preprocessing.normalize(images), generation.top_k, generation.size)
+                scores, classes = (part.cpu().numpy() for part in found)
+                in_network += time.perf_counter() - asked
+                for row, i in enumerate(good):
+                    store.write(indices[done + i], scores[row], classes[row])
+            done += len(parts)
+            progress.update(len(parts))
+    return in_network / (time.perf_counter() - start), bad
 
 
 class Images(Dataset):
-    """Files as the network's input before normalization, uint8 `[3, S, S]`."""
+    """Files as the network's input before normalization, uint8 `[3, S, S]`; a BadSample for one that is damaged."""
 
     def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
         self.files, self.preprocessing = files, preprocessing
@@ -92,15 +106,18 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.preprocessing.read(self.files[index])
+    def __getitem__(self, index: int) -> torch.Tensor | BadSample:
+        try:
+            return self.preprocessing.read(self.files[index])
+        except BadSample as problem:  # handed on: torch would make another error of one that a worker raises
+            return problem
 
 
 class Tree:
-    """The official tree: one file an image, each written whole or not at all."""
+    """The official tree: one file an image, each complete or absent."""
 
     def __init__(self, root: Path, names: list[str], manifest: dict[str, Any]) -> None:
-        self.root, self.files, self.manifest = root, [root / Path(name).with_suffix(".pt") for name in names], manifest
+        self.root, self.files, self.manifest = root, [root / f"{key_of(name)}.pt" for name in names], manifest
 
     def prepare(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -144,6 +161,9 @@ class Archive:
     def finish(self) -> None:
         if not self.root.exists():
             self._maps.flush()
+            skipped = [self.manifest["files"][row] for row in np.flatnonzero(self._done == 0)]
+            if skipped:
+                write_text(manifest_of(self.root), json.dumps(self.manifest | {"skipped": skipped}, indent=1))
             os.replace(self.growing, self.root)
             self.marks.unlink()
 

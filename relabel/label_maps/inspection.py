@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +14,22 @@ from ffcv.fields.rgb_image import IMAGE_MODES
 from PIL import Image
 
 from ..data.beton import column, read_header
+from ..data.classes import IMAGENET_CLASSES, imagenet_classes
+from ..data.contents import read_contents, read_sample_list
 from ..data.images import find_images
-from ..data.label_map_files import axis_order_of, find_label_maps, label_map_format, read_label_map
-from ..data.sample_list import file_list_of, read_file_list
+from ..data.label_map_files import read_manifest
+from ..data.label_map_set import open_label_maps
 from ..errors import BadInput
 from .annotator import DenseAnnotator, Preprocessing
 
-MULTI_LABEL_SHARE = 0.1  # of the places that a second class must be best at
+MULTI_LABEL_SHARE = 0.1  # of the cells that a second class must be best at
 
 
 @dataclass(frozen=True)
 class Sample:
     """An image, where it comes from, its single label, and its label map.
 
-    `scores` float32 and `classes` int64 are `[top_k, H, W]`, rows = y.
+    `scores` float32 and `classes` int64 are `[top_k, H, W]`, rows = y; `kind` of scores: "logits" or "probabilities".
     """
 
     name: str
@@ -34,15 +37,18 @@ class Sample:
     image: Image.Image
     scores: np.ndarray
     classes: np.ndarray
+    kind: str = "logits"
 
     def targets(self, crop_boxes: np.ndarray, num_classes: int, temperature: float) -> np.ndarray:
         """The pooled soft targets of crops, `(x1, y1, x2, y2)` in fractions: float32 `[N, num_classes]`."""
-        return pool_one(self.scores, self.classes, crop_boxes, num_classes, "float32", temperature)
+        return pool_one(
+            self.scores, self.classes, crop_boxes, num_classes, "float32", temperature, softmax=self.kind == "logits"
+        )
 
 
 def pool_one(
     scores: np.ndarray, classes: np.ndarray, crop_boxes: np.ndarray, num_classes: int, score_dtype: str,
-    temperature: float = 1.0,
+    temperature: float = 1.0, softmax: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """The pooled soft targets of several crops of one image: float32 `[N, num_classes]`.
 
@@ -54,54 +60,65 @@ def pool_one(
     packed = torch.from_numpy(pack_label_map(scores, classes, score_dtype))
     maps = packed.expand(len(crop_boxes), *packed.shape).contiguous()
     boxes = torch.from_numpy(crop_boxes.astype(np.float32))
-    return label_pooling(maps, boxes, num_classes, temperature=temperature).numpy()
+    return label_pooling(maps, boxes, num_classes, temperature=temperature, softmax=softmax).numpy()
 
 
 class Samples:
     """The images with label maps of a folder, or of a `.beton`, in order.
 
+    `classes` are the folders'; `map_classes` those that the maps name; `label_of` is the index in `map_classes` of each
+    of `classes` (-1: it has none); `remarks` say what was found out of the maps.
+
     Args:
         images: the image folder (with `label_maps`), or a `.beton`.
         label_maps: the tree or archive; empty for a `.beton`.
         axis_order: of the tree or archive: "auto", "xy" or "yx".
+        num_classes: of the annotator, where the maps' manifest does not name its classes.
 
     Raises:
         BadInput: as the readers of either do.
     """
 
-    def __init__(self, images: str, label_maps: str = "", axis_order: str = "auto") -> None:
-        self.total, self.classes = 0, [""]
+    def __init__(
+        self, images: str, label_maps: str = "", axis_order: str = "auto", num_classes: int = IMAGENET_CLASSES
+    ) -> None:
+        self.remarks: list[str] = []
         if label_maps:
-            self._open_folder(Path(images), Path(label_maps), axis_order)
+            self._open_folder(Path(images), Path(label_maps), axis_order, num_classes)
         else:
             self._open_beton(images)
+        index = {name: i for i, name in enumerate(self.map_classes)}
+        self.label_of = np.array([index.get(name, -1) for name in self.classes], np.int64)
 
-    def _open_folder(self, images, label_maps, axis_order):
-        files, self.classes = find_images(images)
-        maps = find_label_maps(label_maps, self.classes)
-        self._entries = [(file, label, maps.get((file.parent.name, file.stem))) for file, label in files]
-        self.total = len(self._entries)
-        self._entries = [entry for entry in self._entries if entry[2] is not None]
+    def _open_folder(self, images: Path, label_maps: Path, axis_order: str, num_classes: int) -> None:
+        folder = find_images(images)
+        self.classes, named = folder.classes, read_manifest(label_maps).get("classes")
+        if named is None:
+            unnamed = tuple(f"class {i}" for i in range(num_classes))
+            named = self.classes if len(self.classes) == num_classes else unnamed
+            named = imagenet_classes() if num_classes == IMAGENET_CLASSES else named
+        self.map_classes = tuple(named)
+        maps = open_label_maps(label_maps, self.map_classes, axis_order, folders=self.classes)
+        self._maps, self.axis_order, self.scores = maps, maps.format.axis_order, maps.scores
+        self.total, self.remarks = len(folder.images), maps.remarks
+        self._entries: list[Any] = [image for image in folder.images if image.key in maps.sources]
         if not self._entries:
             raise BadInput(f"{label_maps}: holds no label map of an image in {images}")
-        self.axis_order = axis_order_of(label_maps, axis_order)
-        # What an image's folder is called says nothing of how many classes the annotator knew.
-        self._format = label_map_format(self._entries[0][2], 32767, self.axis_order)
         self._read = self._from_folder
 
-    def _open_beton(self, path):
+    def _open_beton(self, path: str) -> None:
         self._header, self._data = read_header(path), np.memmap(path, np.uint8, "r")
         field = self._header.handlers.get("label_map")
         if field is None:
             raise BadInput(f"{path}: holds no label maps")
-        self._field, self.axis_order = field, field.imported_axis_order
-        columns = {name: column(self._header, name) for name in self._header.field_names}
-        self._columns = columns
+        self._field, self.axis_order, self.scores = field, field.imported_axis_order, field.scores
+        self._columns = {name: column(self._header, name) for name in self._header.field_names}
         self.total = int(self._header.num_samples)
-        self._entries = np.flatnonzero(columns["label_map"]["present"] == 1).tolist()
-        self._names = [f"sample {i}" for i in range(self.total)]
-        if file_list_of(path).exists():
-            self.classes, self._names = read_file_list(path, self.total)
+        self._entries = np.flatnonzero(self._columns["label_map"]["present"] == 1).tolist()
+        contents, samples = read_contents(self._header), read_sample_list(self._header)
+        self.classes = contents.classes if contents else tuple(f"class {i}" for i in range(field.num_classes))
+        self.map_classes = self.classes
+        self._names = samples.names if samples else tuple(f"sample {i}" for i in range(self.total))
         self._sizes = dict(
             zip(self._header.alloc_table["ptr"].tolist(), self._header.alloc_table["size"].tolist(), strict=True)
         )
@@ -117,10 +134,9 @@ class Samples:
         return (self[i] for i in range(len(self)))
 
     def _from_folder(self, entry):
-        file, label, source = entry
-        scores, classes = read_label_map(source, self._format)
-        with Image.open(file) as image:
-            return Sample(str(file), label, image.convert("RGB"), scores, classes)
+        scores, classes = self._maps.read(self._maps.sources[entry.key])
+        with Image.open(entry.path) as image:
+            return Sample(str(entry.path), entry.label, image.convert("RGB"), scores, classes, self.scores)
 
     def _from_beton(self, index):
         image, label_map = self._columns["image"][index], self._columns["label_map"][index]
@@ -133,30 +149,26 @@ class Samples:
         start, field = int(label_map["data_ptr"]), self._field
         packed = np.array(self._data[start : start + field.nbytes]).view(field.packed_dtype).reshape(field.packed_shape)
         scores, classes = unpack_label_map(packed)
-        return Sample(self._names[index], int(self._columns["label"][index]), picture, scores, classes)
+        return Sample(self._names[index], int(self._columns["label"][index]), picture, scores, classes, self.scores)
 
 
-def quality(
-    samples: Samples, num_classes: int, label_of: np.ndarray, temperature: float, most: int
-) -> dict[str, float]:
+def quality(samples: Samples, temperature: float, most: int) -> dict[str, float]:
     """Figures about the maps of the first `most` samples.
 
     Args:
-        num_classes: of the annotator.
-        label_of: the annotator's class index of each single label, int64; -1 where it has none.
         temperature: of the pooled targets.
 
     Returns:
         `coverage`, `top_1`, `top_5` (share of images whose single label is the pooled whole image's best class,
-        among its five best), `multi_label` (a second class is best at a tenth of the places or more): percent;
+        among its five best), `multi_label` (a second class is best at a tenth of the cells or more): percent;
         `entropy` of the pooled target, in bits; `images` looked at.
     """
     hits, entropies, several = np.zeros((0, 2)), [], []
     whole = np.array([[0.0, 0, 1, 1]])
     for i in range(min(most, len(samples))):
         sample = samples[i]
-        target = sample.targets(whole, num_classes, temperature)[0].astype(np.float64)
-        best, label = np.argsort(-target)[:5], label_of[sample.label]
+        target = sample.targets(whole, len(samples.map_classes), temperature)[0].astype(np.float64)
+        best, label = np.argsort(-target)[:5], samples.label_of[sample.label]
         if label >= 0:
             hits = np.append(hits, [[best[0] == label, label in best]], axis=0)
         entropies.append(-(target * np.log2(target.clip(1e-30))).sum())

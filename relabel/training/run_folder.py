@@ -11,8 +11,10 @@ tensorboard/     with logging.tensorboard
 import json
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import yaml
 
 from ..errors import BadInput
 from ..files import atomic, write_text
+from ..locks import exclusive
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
 # What a run cannot change halfway: the order of samples, or what its state means.
@@ -37,11 +40,14 @@ class RunFolder:
     Args:
         path: the folder.
         settings: of the run, by dotted name.
+        classes: the network's class list, kept with its checkpoints; None: not known.
         tensorboard: also write events for TensorBoard.
     """
 
-    def __init__(self, path: str, settings: dict[str, Any], tensorboard: bool = False) -> None:
-        self.path, self.settings = Path(path), settings
+    def __init__(
+        self, path: str, settings: dict[str, Any], tensorboard: bool = False, classes: Sequence[str] | None = None
+    ) -> None:
+        self.path, self.settings, self.classes = Path(path), settings, classes
         self._make_writer: Callable[[], Any] | None = None
         self._writer: Any = None
         if tensorboard:
@@ -81,6 +87,7 @@ class RunFolder:
                 ours, theirs = self.settings[name], state["settings"][name]
                 if ours != theirs and not (name == "compute.seed" and ours < 0):
                     raise BadInput(f"{self.path} is a run with {name}={theirs}; now it is {ours}: use another folder")
+            self._check_classes(file, state.get("classes"))
             return state
         if start_epoch or any(file.exists() for file in files):
             raise BadInput(
@@ -88,17 +95,35 @@ class RunFolder:
             )
         return None
 
-    def begin(self, saved: dict[str, Any] | None) -> None:
-        """Prepare the folder for a fresh run, or for one that resumes from the checkpoint `saved`.
+    def _check_classes(self, file: Path, saved: Sequence[str] | None) -> None:
+        now = None if self.classes is None else list(self.classes)
+        was = None if saved is None else list(saved)
+        if was == now:
+            return
+        pairs = zip_longest(was or [], now or [])
+        at, (before, after) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise BadInput(
+            f"{file}: was trained on other classes than those of the data now: class {at} was {before!r}, it is "
+            f"{after!r}; use the .beton of that run, or another logging.folder"
+        )
+
+    @contextmanager
+    def begin(self, saved: dict[str, Any] | None) -> Iterator[None]:
+        """The time of a run, fresh or resumed from the checkpoint `saved`, in which the folder is its own.
 
         Raises:
-            BadInput: a fresh run would overwrite one that is there.
+            BadInput: another process trains in it, or a fresh run would overwrite one that is there.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with exclusive(self.path / "run", "is in use"):
+            self._prepare(saved)
+            yield
+
+    def _prepare(self, saved: dict[str, Any] | None) -> None:
         if saved is None and any((self.path / name).exists() for name in CHECKPOINTS):
             raise BadInput(
                 f"{self.path} holds a run already: --resume=auto resumes it, another --logging.folder keeps it"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
         # What was written after the checkpoint is done again.
         epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
@@ -131,7 +156,7 @@ class RunFolder:
         """Write a checkpoint: complete and on the disk before it takes the last one's place, which is kept too."""
         newest, before = (self.path / name for name in CHECKPOINTS)
         with atomic(newest, keep=before) as temporary:
-            torch.save(state | {"settings": self.settings}, temporary)
+            torch.save(state | {"settings": self.settings, "classes": self.classes and list(self.classes)}, temporary)
 
 
 def read_log(folder: Path) -> list[dict]:

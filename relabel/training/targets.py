@@ -14,14 +14,13 @@ def soft_targets(
     localized: bool = True,
     multi: bool = True,
     temperature: float = 1.0,
-    softmax: bool = True,
 ) -> torch.Tensor:
     """LabelPooling (Yun et al., CVPR 2021, section 3.2); without label maps the single labels, one-hot.
 
     Args:
         localized: pool over each sample's crop; else over the whole image (the paper's "global" labels).
         multi: the pooled distribution; else its best class alone.
-        temperature, softmax: as `ffcv_fields.label_pooling` takes them.
+        temperature: scores are divided by it before the softmax, which probabilities do not get.
 
     Returns:
         float32 `[B, num_classes]`, rows sum to 1.
@@ -31,6 +30,7 @@ def soft_targets(
     boxes = batch.crop_boxes
     if not localized:
         boxes = boxes.new_tensor([[0, 0, 1, 1]]).repeat(len(boxes), 1)
+    softmax = batch.scores == "logits"
     targets = label_pooling(
         batch.label_maps, boxes, num_classes, batch.labels, temperature=temperature, softmax=softmax
     )

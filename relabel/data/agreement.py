@@ -1,0 +1,78 @@
+"""Do label maps and single labels speak of the same classes? Counted while a `.beton` is packed.
+
+A map pooled over its whole image should have the single label among its five best classes. Where it rarely has, the
+maps belong to other images, count classes from 1, or follow another class list: a training would learn the neighbors'
+names.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import BadInput
+
+CERTAIN = 3.0  # standard errors below the threshold before it counts as below
+CONSISTENT = 0.8  # share of samples whose best class is their class's usual one
+FEW = 3  # samples of a class, on average, from which "usual" means something
+
+
+@dataclass
+class Agreement:
+    """Of each sample with a label map: its single label, the pooled map's best class, whether it is among the five."""
+
+    labels: list[int] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
+    among_five: list[bool] = field(default_factory=list)
+
+    def add(self, label: int, scores: np.ndarray, classes: np.ndarray) -> None:
+        """Count one map: scores and class indices `[top_k, H, W]`, pooled over the whole image."""
+        pooled = np.bincount(classes.ravel(), weights=scores.ravel())
+        own = pooled[label] if label < len(pooled) else 0.0
+        self.labels.append(label)
+        self.best.append(int(pooled.argmax()))
+        self.among_five.append(int((pooled > own).sum()) < 5)
+
+    def merge(self, other: "Agreement") -> None:
+        self.labels += other.labels
+        self.best += other.best
+        self.among_five += other.among_five
+
+    def check(self, least: float, maps: str) -> str:
+        """A line with the counts.
+
+        Args:
+            least: share of samples, 0 to 1; 0: nothing is refused.
+            maps: where the maps come from, for messages.
+
+        Raises:
+            BadInput: significantly fewer agree than `least`, or the maps' classes are, consistently, others.
+        """
+        count = len(self.labels)
+        labels, best = np.array(self.labels), np.array(self.best)
+        first, share = float((labels == best).mean()), float(np.mean(self.among_five))
+        line = (
+            f"label maps against single labels: the label is the pooled map's best class in {100 * first:.1f} %, among "
+            f"its five best in {100 * share:.1f} % of {count:,} images"
+        )
+        error = np.sqrt(share * (1 - share) / count)
+        advice = "; is this the right class list, do indices start at 0? cfg.min_agreement=0 packs it all the same"
+        if least > 0 and share + CERTAIN * error < least:
+            raise BadInput(f"{maps}: {line}, under cfg.min_agreement={least:g}{advice}")
+        usual, is_usual = self._usual(labels, best)
+        distinct = len(set(usual.values())) >= CONSISTENT * len(usual)  # not one class for all, as of a bad annotator
+        others = is_usual >= CONSISTENT and first < 1 - CONSISTENT and distinct and len(usual) > 1
+        if least > 0 and others and count >= FEW * len(usual):
+            shifts = {b - a for a, b in usual.items()}
+            what = f"the label {next(iter(shifts)):+d}" if len(shifts) == 1 else "always the same other class"
+            raise BadInput(f"{maps}: {line}; for most labels the best class is {what}{advice}")
+        return line
+
+    @staticmethod
+    def _usual(labels: np.ndarray, best: np.ndarray) -> tuple[dict[int, int], float]:
+        """The commonest best class of each label, and the share of samples that have their label's."""
+        usual, hits = {}, 0
+        for label in np.unique(labels).tolist():
+            counts = np.bincount(best[labels == label])
+            usual[label] = int(counts.argmax())
+            hits += int(counts.max())
+        return usual, hits / len(labels)

@@ -1,0 +1,62 @@
+"""Finding the samples that a list's rows mean, by name."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import BadInput
+from .images import key_of
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How a set of samples is known: its class list (None: not known), the network's index of each of its classes,
+    int64, and the samples' names in order.
+    """
+
+    classes: tuple[str, ...] | None
+    index: np.ndarray
+    names: list[str]
+
+
+class SampleNames:
+    """The names of a set's samples, paths below the data folder, to be looked up.
+
+    A row means a sample by its whole path, by the path below its class folder, or by the file's name, each with or
+    without the ending. Where all rows are whole paths they are taken for that, else each must fit one sample only.
+    """
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        self._names, self._where = names, where
+        self._whole = {name: i for i, name in enumerate(names)}
+        self._others: dict[str, set[int]] = {}
+        for i, name in enumerate(names):
+            below = name.partition("/")[2] or name
+            for form in (name, below, name.rpartition("/")[2]):
+                for other in (form, key_of(form)):
+                    self._others.setdefault(other, set()).add(i)
+
+    def find(self, rows: Iterable[tuple[str, str]], strict: bool = True) -> list[int | None]:
+        """The number of the sample that each row means.
+
+        Args:
+            rows: `(name, where it stands)`.
+            strict: a name that fits no sample is an error; else None stands for it.
+
+        Raises:
+            BadInput: a name that fits several samples, or (`strict`) none.
+        """
+        rows = list(rows)
+        if all(name in self._whole for name, _ in rows):
+            return [self._whole[name] for name, _ in rows]
+        return [self._one(name, where, strict) for name, where in rows]
+
+    def _one(self, name: str, row: str, strict: bool) -> int | None:
+        found = self._others.get(name, set())
+        if len(found) > 1:
+            first, second = (self._names[i] for i in sorted(found)[:2])
+            raise BadInput(f"{row}: {name!r} fits {first} and {second} of {self._where}; give whole paths in all rows")
+        if not found and strict:
+            raise BadInput(f"{row}: {name!r} is no sample of {self._where}")
+        return next(iter(found), None)
