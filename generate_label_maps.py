@@ -154,7 +154,6 @@ def main(settings: Settings) -> None:
                 raise BadInput(f"{data.data_dir}: no image can be decoded; the first: {bad[0]}")
             store.finish()
             say(f"{root}: {len(names) - len(bad):,} label maps, {manifest_of(root)}")
-            list_skipped(Path(f"{maps.path}.skipped.tsv"), bad)
             if into_beton:
                 pack(
                     Packing(
@@ -164,6 +163,7 @@ def main(settings: Settings) -> None:
                 )  # fmt: skip
                 for file in (manifest_of(root), root):
                     file.unlink()
+            list_skipped(Path(f"{maps.path}.skipped.tsv"), bad)
 
 
 def run() -> NoReturn:

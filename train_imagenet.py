@@ -36,6 +36,7 @@ from relabel.data.cleaning import cleaned_labels
 from relabel.data.loader import Batch, Loader
 from relabel.data.packing import packed_once
 from relabel.data.reading import Reading, classes_of, training_loader, validation_loader
+from relabel.data.verification import verify
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
@@ -83,6 +84,7 @@ class Data:
     num_workers: int = setting(Number(0, whole=True), "decoding threads of a machine; 0: all cores, 1 on the CPU", 0)
     in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
     decode: str = setting(Choice("fast", "exact"), "fast: only what is needed; exact: stock FFCV's pixels", "fast")
+    verify: bool = setting(Flag(), "check every sample of the training .beton against its checksum first", False)
     relabel: Relabel = group(Relabel)
     clean_labels: str = setting(str, "list of training labels to replace or leave out: PATH<tab>LABEL or -", "")
     image_size: int = setting(Number(8, whole=True), "side of the crop in pixels", 224)
@@ -203,6 +205,8 @@ def training_data(settings: Settings) -> tuple[str, tuple[str, ...] | None]:
     if util.test_only:
         return "", network_classes(saved_classes(util.test_weight_file), num_classes)
     path = packed_once("train", data.train_dataset, data.data_path, data.relabel.path if data.relabel.use else "")
+    if data.verify:
+        verify(path)
     return path, classes_of(path, num_classes)
 
 

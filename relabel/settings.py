@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import io
 import math
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,9 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
         SystemExit: code 2 with one message that names an unknown key (and the nearest known one), an unreadable
             file, a missing or bad value.
     """
+    for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 are shown, not an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     translations = translations or {}
     config = _config_of(kind)
     parser = argparse.ArgumentParser(

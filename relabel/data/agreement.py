@@ -1,10 +1,11 @@
 """Do label maps and single labels speak of the same classes? Counted while a `.beton` is packed.
 
-A map pooled over its whole image should have the single label among its five best classes. Where it rarely has, the
-maps belong to other images, count classes from 1, or follow another class list: a training would learn the neighbors'
-names.
+A map pooled over its whole image should have the single label among the five best of the classes that it names. Where
+it rarely has, the maps belong to other images, count classes from 1, or follow another class list: a training would
+learn the neighbors' names.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,11 +27,12 @@ class Agreement:
 
     def add(self, label: int, scores: np.ndarray, classes: np.ndarray) -> None:
         """Count one map: scores and class indices `[top_k, H, W]`, pooled over the whole image."""
-        pooled = np.bincount(classes.ravel(), weights=scores.ravel())
-        own = pooled[label] if label < len(pooled) else 0.0
+        named, where = np.unique(classes, return_inverse=True)
+        pooled = np.bincount(where.ravel(), weights=scores.ravel())
+        best = named[np.argsort(-pooled, kind="stable")[:5]]
         self.labels.append(label)
-        self.best.append(int(pooled.argmax()))
-        self.among_five.append(int((pooled > own).sum()) < 5)
+        self.best.append(int(best[0]))
+        self.among_five.append(label in best)
 
     def merge(self, other: "Agreement") -> None:
         self.labels += other.labels
@@ -62,8 +64,8 @@ class Agreement:
         distinct = len(set(usual.values())) >= CONSISTENT * len(usual)  # not one class for all, as of a bad annotator
         others = is_usual >= CONSISTENT and first < 1 - CONSISTENT and distinct and len(usual) > 1
         if least > 0 and others and count >= FEW * len(usual):
-            shifts = {b - a for a, b in usual.items()}
-            what = f"the label {next(iter(shifts)):+d}" if len(shifts) == 1 else "always the same other class"
+            shift, times = Counter(b - a for a, b in usual.items()).most_common(1)[0]
+            what = f"the label {shift:+d}" if 2 * times > len(usual) else "always the same other class"
             raise BadInput(f"{maps}: {line}; for most labels the best class is {what}{advice}")
         return line
 

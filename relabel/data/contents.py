@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
-from ffcv.fields.base import ARG_TYPE
 from ffcv.reader import Reader
 from ffcv.types import FieldDescType, HeaderType
 
@@ -103,7 +102,7 @@ def _are_texts(values: Any) -> bool:
 
 def _read_block(header: Reader, which: int) -> Any:
     arguments = header.field_descriptors["arguments"][header.field_names.index("label")]
-    pointers = np.frombuffer(np.asarray(arguments, ARG_TYPE).tobytes()[: POINTERS.itemsize], POINTERS)[0]
+    pointers = np.frombuffer(arguments.tobytes()[: POINTERS.itemsize], POINTERS)[0]
     if pointers["magic"] != MAGIC:
         return None
     path = header.file_name

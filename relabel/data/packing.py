@@ -240,8 +240,9 @@ def match(images: list[ImageFile], maps: LabelMapSet, partial: bool) -> tuple[li
     if unused:
         maps.remarks.append(f"{maps.root}: {len(unused):,} label maps of classes without images here are not used")
     missing = [BadSample(image.path, "has no label map") for image in images if image.key not in maps.sources]
+    part = "; for images of a part of the classes give cfg.num_classes or cfg.class_list"
     orphans = [
-        BadSample(source, "is a label map with no image")
+        BadSample(source, f"is a label map with no image{'' if key.partition('/')[0] in with_images else part}")
         for key, source in sorted(maps.sources.items())
         if key not in keys and key not in unused
     ]

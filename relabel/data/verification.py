@@ -1,0 +1,46 @@
+"""Is a `.beton` what was written? Every sample against the checksum that travels with it."""
+
+import zlib
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import BadInput
+from ..processes import hide_progress
+from .beton import column, read_header
+from .contents import read_sample_list
+from .writer import checksum_of
+
+
+def verify(path: str) -> int:
+    """Read the whole file once; returns the number of samples.
+
+    Raises:
+        BadInput: samples are damaged, which are named, or the table of labels is, or the file has no checksums.
+    """
+    header = read_header(path)
+    samples = read_sample_list(header)
+    if samples is None:
+        raise BadInput(f"{path}: has no checksums; write it with write_datasets.py")
+    if zlib.crc32(np.ascontiguousarray(header.metadata).view(np.uint8).data) != samples.metadata_crc:
+        raise BadInput(f"{path}: its table of labels is damaged; copy or write it again")
+    data = np.memmap(path, np.uint8, "r")
+    sizes = dict(zip(header.alloc_table["ptr"].tolist(), header.alloc_table["size"].tolist(), strict=True))
+    stored = []
+    for name in header.field_names:
+        field = column(header, name)
+        if field.dtype.names and "data_ptr" in field.dtype.names:
+            pointers = field["data_ptr"].astype(np.int64)
+            stored.append(np.where(field["present"] == 1, pointers, -1) if "present" in field.dtype.names else pointers)
+    bad = []
+    for i in tqdm(range(header.num_samples), f"verify {path}", unit=" samples", disable=hide_progress()):
+        pieces = [int(pointers[i]) for pointers in stored if pointers[i] >= 0]
+        if checksum_of(data[start : start + sizes[start]] for start in pieces) != samples.checksums[i]:
+            bad.append(samples.names[i])
+    if bad:
+        listed = "".join(f"\n  {name}" for name in bad[:20])
+        more = f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else ""
+        raise BadInput(
+            f"{path}: {len(bad):,} of {header.num_samples:,} samples are damaged; copy or write it again:{listed}{more}"
+        )
+    return int(header.num_samples)
