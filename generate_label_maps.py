@@ -155,7 +155,7 @@ def main(settings: Settings) -> None:
             store.finish()
             say(f"{root}: {len(names) - len(bad):,} label maps, {manifest_of(root)}")
             if into_beton:
-                pack(
+                left_out = pack(
                     Packing(
                         data_dir=data.data_dir, label_map_dir=str(root), write_path=str(path), on_error=data.on_error,
                         num_classes=0 if len(folder.classes) == model.num_classes else model.num_classes,
@@ -163,6 +163,8 @@ def main(settings: Settings) -> None:
                 )  # fmt: skip
                 for file in (manifest_of(root), root):
                     file.unlink()
+                files_known = {problem.file for problem in bad}
+                bad += [problem for problem in left_out if problem.file not in files_known]
             list_skipped(Path(f"{maps.path}.skipped.tsv"), bad)
 
 

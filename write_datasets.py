@@ -23,10 +23,14 @@ class Settings:
     cfg: Packing = group(Packing)
 
 
+def main(settings: Settings) -> None:
+    pack(settings.cfg)
+
+
 def run() -> NoReturn:
     """The command line."""
     settings = load_settings(Settings, __doc__)
-    run_command(partial(pack, settings.cfg), interrupted="interrupted; nothing was written")
+    run_command(partial(main, settings), interrupted="interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ class Packing:
     overwrite: str = setting(Choice("no", "yes"), "replace an existing file", "no")
 
 
-def pack(settings: Packing) -> None:
-    """Write the `.beton` and, where samples were left out, the list of these with reasons beside it.
+def pack(settings: Packing) -> list[BadSample]:
+    """Write the `.beton` and, where samples were left out, the list of these with reasons beside it, and return it.
 
     Raises:
         BadInput: bad data or a path that cannot be used; nothing was written.
@@ -123,8 +123,10 @@ def pack(settings: Packing) -> None:
     start, files = time.perf_counter(), [image.path for image in images]
     with _sigterm_unwinds():
         packed = write_beton(path, fields, files, reader.load, workers, reader.note, describe)
-    list_skipped(Path(settings.write_path + ".skipped.tsv"), problems + packed.skipped)
+    left_out = problems + packed.skipped
+    list_skipped(Path(settings.write_path + ".skipped.tsv"), left_out)
     print(_summary(path, packed, fields, len(folder.classes), len(images) / (time.perf_counter() - start)))
+    return left_out
 
 
 def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") -> str:
