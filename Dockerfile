@@ -1,7 +1,7 @@
 # docker build -t relabel-ffcv .
 # docker run --rm --gpus all --shm-size=8g -v /data:/data relabel-ffcv relabel-train --help
 #
-# CUDA's libraries come with torch and CuPy; the machine needs NVIDIA's driver and its container toolkit.
+# The CUDA libraries come with torch and CuPy; the host needs the NVIDIA driver and the NVIDIA Container Toolkit.
 FROM python:3.11-slim-bookworm
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility PATH=/relabel/.venv/bin:$PATH
 WORKDIR /relabel

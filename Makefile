@@ -1,8 +1,9 @@
-# make demo       set up, and run the main job on a small scale
+# make demo            set up, and run the main job on a small scale
 # make label-map-demo  label maps of real photographs, and pictures of what they say
-# make test       set up, and run the tests
-# make bundle     all wheels and the built FFCV in one folder, for machines without network
-# make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests, pooling and training benchmarks
+# make test            set up, lint, and run the tests
+# make lint            ruff and mypy alone
+# make gpu-check       on a machine with an NVIDIA GPU: the GPU tests, pooling and training benchmarks
+# make bundle          all wheels and the built FFCV in one folder, for machines without network
 PYTHON ?= python3
 export PYTHON GPU
 PY := .venv/bin/python

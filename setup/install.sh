@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything pinned in requirements.lock. `make` calls it when those pins change.
+# Creates .venv with everything pinned in requirements.lock. `make` calls it when those pins change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -9,9 +9,9 @@ DEMO_IMAGES=/usr/share/datasets/fashion-mnist
 stop() { echo "setup: $*" >&2; exit 1; }
 
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
-  stop "$PYTHON is $("$PYTHON" --version 2>&1); Python 3.11 to 3.13 is needed: make PYTHON=python3.11"
+  stop "$PYTHON is $("$PYTHON" --version 2>&1); Python 3.11 to 3.13 is required: make PYTHON=python3.11"
 
-# 1. What FFCV is built from, and the images of the demo: system packages, or a conda environment's.
+# 1. What FFCV is built from, and the demo's images: from system packages, or from a conda environment.
 ready() {
   command -v g++ pkg-config >/dev/null &&
     "$PYTHON" -c 'import ensurepip, os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null &&
@@ -34,14 +34,14 @@ if [ -n "$missing" ]; then
 fi
 pkg-config --exists opencv4 || export PKG_CONFIG_PATH="$PWD/setup/opencv${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
 
-# 2. The pinned packages. --no-deps: the lock is complete, and FFCV would ask for opencv-python, which needs a
-#    desktop's libraries, beside opencv-python-headless.
+# 2. The pinned packages. --no-deps: the lock is complete, and FFCV would also install opencv-python, which needs
+#    desktop libraries, next to opencv-python-headless.
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
 echo "setup: installing the packages of requirements.lock into .venv (about 5 GB, mostly torch)"
 pip install --no-deps setuptools==80.9.0 wheel==0.45.1
 pip install --no-deps --no-build-isolation -r requirements.lock
-if [ -n "${GPU:-}" ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }; then  # GPU=1: in any case
+if [ -n "${GPU:-}" ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }; then  # GPU=1: always
   pip install --no-deps cupy-cuda13x==14.2.0
 fi
 pip install --no-deps --no-build-isolation --editable .
