@@ -60,7 +60,7 @@ class Flag(Checker):
 
 
 class Number(Checker):
-    """A finite number (or, with `whole=True`, an integer) within bounds, ends included."""
+    """A finite number (or, with `whole=True`, an integer) within bounds, inclusive."""
 
     def __init__(self, least: float = -math.inf, greatest: float = math.inf, whole: bool = False) -> None:
         self.least, self.greatest, self.whole = least, greatest, whole
@@ -97,7 +97,7 @@ class Choice(Checker):
         return " | ".join(self.words)
 
 
-# Names of the official project's base.yaml that are called otherwise here, and --resume.
+# Names of the official project's base.yaml that have another name here, and --resume.
 OFFICIAL_NAMES = {
     "resume": ("logging.resume", None),
     "data.dataset": (None, {"imagenet": ""}),
@@ -116,7 +116,7 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
         kind: a dataclass of `group`s, one a section; a section's docstring describes it.
         description: the head of `--help`; the table of all settings follows it.
         translations: other names that are understood: name -> (ours, None for one that is accepted and changes
-            nothing; and what its values are called here, None where they stay).
+            nothing; and what its values are called here, None where they are the same).
 
     Raises:
         SystemExit: code 2 with one message that names an unknown key (and the nearest known one), an unreadable
@@ -142,7 +142,7 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
     arguments, rest = parser.parse_known_args()
     known = {".".join(path) for path in config.entries} | set(translations)
     for file in arguments.config_file:
-        own = ROOT / file  # say rn50_configs/relabel_rn50.yaml, from wherever the command is called
+        own = ROOT / file  # e.g. rn50_configs/relabel_rn50.yaml, from wherever the command is called
         path = own if own.exists() and not Path(file).exists() else Path(file)
         config.collect(_read_yaml(path, known, translations))
     config.collect(_translated(_read_command_line(rest, known), translations))
@@ -203,7 +203,7 @@ def _check_known(key: str, known: set[str], where: str) -> None:
 
 
 def _translated(values: dict[str, Any], translations: Translations) -> dict[str, Any]:
-    """`values` under our names; the own name of a setting goes before a translated one."""
+    """`values` under our names; a setting's own name takes precedence over a translated one."""
     result = {}
     for key, value in values.items():
         if key in translations:
@@ -277,5 +277,5 @@ def _table(config: Config, translations: Translations) -> str:
         lines.append("\nother names that are understood, the official project's among them:")
     for name, (ours, words) in translations.items():
         values = f" [{', '.join(words)}]" if words else ""
-        lines.append(f"  --{name:32s} {f'--{ours}' if ours else 'may be said; changes nothing'}{values}")
+        lines.append(f"  --{name:32s} {f'--{ours}' if ours else 'accepted; changes nothing'}{values}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Recipes: each is understood, says what it reproduces, and resolves, with what it takes from its base, to its row."""
+"""Recipes: each is understood, says what it reproduces, and resolves, with its base, to its row's settings."""
 
 import re
 

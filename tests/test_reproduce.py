@@ -67,7 +67,7 @@ def test_missing_rows_are_trained_and_evaluated(small, tmp_path, cluster):  # no
     assert f"| ResNet-18 + ReLabel | 72.5 | {value:.1f} |" in (tmp_path / "runs" / "tables.md").read_text()
     if cluster == "here":
         again = run("reproduce_tables.py", *arguments)
-        assert again.returncode == 0 and "$ train_imagenet.py" not in again.stdout  # what is done is not done again
+        assert again.returncode == 0 and "$ train_imagenet.py" not in again.stdout  # finished rows are not repeated
         failing = run("reproduce_tables.py", *arguments, "--rows", "relabel_rn50", "--train-settings=nowhere.yaml")
         assert failing.returncode == 1 and "these rows failed: relabel_rn50" in failing.stderr
 
@@ -95,8 +95,8 @@ def test_overlaps_of_crops_and_objects():
 def test_the_crop_study_of_scenes_and_its_figure(small, tmp_path):  # noqa: F811
     found = crop_study.study(small)
     assert {len(values) for values in found.values()} == {128 * crop_study.CROPS}
-    assert found["single_right"][found["iou"] > 0.5].all()  # a crop that is half the labelled object holds it
+    assert found["single_right"][found["iou"] > 0.5].all()  # a crop that is half the labeled object holds it
     assert 0 < (found["iou"] == 0).mean() < 0.5 and not found["single_right"][found["empty"]].any()
-    assert "do not touch the labelled object" in crop_study.summary(found)
+    assert "do not touch the labeled object" in crop_study.summary(found)
     crop_study.draw(found, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000

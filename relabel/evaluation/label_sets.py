@@ -42,10 +42,10 @@ def _set_classes(row: np.ndarray, classes: Any, file: str, which: str) -> None:
 
 
 def read_multilabels(file: str, num_samples: int, num_classes: int) -> np.ndarray:
-    """Sets of right classes: a JSON list with one list of class indices for each sample, in the samples' order.
+    """Sets of correct classes: a JSON list with one list of class indices for each sample, in the samples' order.
 
     Returns:
-        bool `[num_samples, num_classes]`; a row without any class is a sample that does not count.
+        bool `[num_samples, num_classes]`; a row without any class is a sample that is not counted.
 
     Raises:
         BadInput: no such file, or contents of another form or length; named.
@@ -66,7 +66,7 @@ def read_real(file: str, files: Sequence[str], num_classes: int) -> np.ndarray:
         files: the samples' file names.
 
     Returns:
-        bool `[len(files), num_classes]`, the right classes; a row without any does not count.
+        bool `[len(files), num_classes]`, the correct classes; a row without any is not counted.
 
     Raises:
         BadInput: the file is of another form, or a sample is no validation image that it has.
@@ -76,7 +76,7 @@ def read_real(file: str, files: Sequence[str], num_classes: int) -> np.ndarray:
     for row, name in zip(right, files, strict=True):
         number = VALIDATION_NAME.search(Path(name).name)
         if not number or not 1 <= int(number[1]) <= len(lists):
-            raise BadInput(f"{file}: has no entry for {name}; its entries are of ILSVRC2012_val_00000001.JPEG and on")
+            raise BadInput(f"{file}: has no entry for {name}; its entries start at ILSVRC2012_val_00000001.JPEG")
         _set_classes(row, lists[int(number[1]) - 1], file, f"entry {int(number[1]) - 1}")
     return right
 
@@ -85,16 +85,16 @@ def read_multilabel_records(file: str, files: Sequence[str], num_classes: int) -
     """Shankar et al.'s labels (ICML 2020): the records of `imagenet2012_multilabel`, exported to JSON.
 
     A list of objects with `file_name`, `correct_multi_labels`, `wrong_multi_labels`, `unclear_multi_labels` and
-    `is_problematic`. Correct and unclear labels count as right; problematic images are left out.
+    `is_problematic`. Correct and unclear labels both count as correct; problematic images are left out.
 
     Returns:
-        bool `[len(files), num_classes]`, the right classes, and bool `[len(files)]`, which samples count: those with
+        bool `[len(files), num_classes]`, the correct classes, and bool `[len(files)]`, which samples count: those with
         a record that is not problematic.
 
     Raises:
         BadInput: a record of another form, or none that names one of `files`.
     """
-    place = {Path(name).name: i for i, name in enumerate(files)}
+    position = {Path(name).name: i for i, name in enumerate(files)}
     right, counts = np.zeros((len(files), num_classes), bool), np.zeros(len(files), bool)
     for number, record in enumerate(_read_json(file, "a list of the records of imagenet2012_multilabel")):
         try:
@@ -102,7 +102,7 @@ def read_multilabel_records(file: str, files: Sequence[str], num_classes: int) -
             labels = [*record["correct_multi_labels"], *record["unclear_multi_labels"]]
         except (KeyError, TypeError) as error:
             raise BadInput(f"{file}: record {number} has no {error}; export the records with all fields") from None
-        at = place.get(Path(str(name)).name)
+        at = position.get(Path(str(name)).name)
         if at is None or problematic:
             continue
         counts[at] = True

@@ -58,7 +58,7 @@ def generate(
         indices: of `files` in `store`.
 
     Returns:
-        The share of the time that the network took.
+        The fraction of the time that the network took.
     """
     device = precision.device
     loader = DataLoader(
@@ -97,7 +97,7 @@ class Images(Dataset):
 
 
 class Tree:
-    """The official tree: one file an image, each written whole or not at all."""
+    """The official tree: one file per image, each written completely or not at all."""
 
     def __init__(self, root: Path, names: list[str], manifest: dict[str, Any]) -> None:
         self.root, self.files, self.manifest = root, [root / Path(name).with_suffix(".pt") for name in names], manifest
@@ -118,7 +118,7 @@ class Tree:
 
 
 class Archive:
-    """All maps in one file, which has its name when it is complete; rows that are done are marked beside it."""
+    """All maps in one file, which gets its name when it is complete; rows that are done are marked beside it."""
 
     def __init__(self, root: Path, names: list[str], manifest: dict[str, Any]) -> None:
         self.root, self.manifest = root, manifest | {"files": names}

@@ -1,4 +1,4 @@
-"""What label maps say: samples with their maps from a folder or a `.beton`, a quality report, an axis-order check."""
+"""Inspecting label maps: samples with their maps from a folder or a `.beton`, a quality report, an axis-order check."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ..data.sample_list import file_list_of, read_file_list
 from ..errors import BadInput
 from .annotator import DenseAnnotator, Preprocessing
 
-MULTI_LABEL_SHARE = 0.1  # of the places that a second class must be best at
+MULTI_LABEL_SHARE = 0.1  # of the cells in which a second class must be best
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Samples:
         if not self._entries:
             raise BadInput(f"{label_maps}: holds no label map of an image in {images}")
         self.axis_order = axis_order_of(label_maps, axis_order)
-        # What an image's folder is called says nothing of how many classes the annotator knew.
+        # The folder names do not tell how many classes the annotator knew.
         self._format = label_map_format(self._entries[0][2], 32767, self.axis_order)
         self._read = self._from_folder
 
@@ -147,8 +147,8 @@ def quality(
         temperature: of the pooled targets.
 
     Returns:
-        `coverage`, `top_1`, `top_5` (share of images whose single label is the pooled whole image's best class,
-        among its five best), `multi_label` (a second class is best at a tenth of the places or more): percent;
+        `coverage`, `top_1`, `top_5` (fraction of images whose single label is the pooled whole image's best class,
+        among its five best), `multi_label` (a second class is best in a tenth of the cells or more): percent;
         `entropy` of the pooled target, in bits; `images` looked at.
     """
     hits, entropies, several = np.zeros((0, 2)), [], []
@@ -181,7 +181,7 @@ def axis_agreement(
     """How well the maps fit an annotator's, as they are read and transposed: a wrong axis order is the other way round.
 
     Returns:
-        The mean probability that the annotator gives, at each place, to the classes that the map lists there: of
+        The mean probability that the annotator gives, in each cell, to the classes that the map lists there: of
         the maps as read, and of the maps with rows and columns exchanged.
     """
     fits = []

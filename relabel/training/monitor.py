@@ -1,4 +1,4 @@
-"""What happens beside the training: progress bar, logs, checkpoints, signals, losses that are not finite."""
+"""Everything around the training steps: progress bar, logs, checkpoints, signals, losses that are not finite."""
 
 import json
 import resource
