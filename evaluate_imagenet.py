@@ -197,7 +197,7 @@ def corruption_rows(sets: Sets, path: str) -> list[Row]:
 
 
 def report(rows: list[Row], settings: Settings) -> None:
-    """Print the table; write JSON and CSV where asked for."""
+    """Print the table; write JSON and CSV if requested."""
     print(f"\n| {settings.model.arch}, {settings.model.weights} | measure | value | images |\n|---|---|---|---|")
     for title, measure, value, images in rows:
         print(f"| {title} | {measure} | {value:.2f} | {images:,} |")

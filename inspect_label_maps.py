@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     several = f"{figures['multi_label']:.1f} % have a second class that is best at a tenth of the cells or more"
     report = [
         f"label maps of {figures['coverage']:.1f} % of {samples.total:,} images, axis order {samples.axis_order}",
-        f"of {figures['images']:,} looked at: the single label is {single}",
+        f"of {figures['images']:,} inspected: the single label is {single}",
         f"mean entropy of the pooled target {figures['entropy']:.2f} bits; {several}",
     ]
     if figures["entropy"] > 0.8 * np.log2(len(names)):

@@ -144,7 +144,7 @@ def run_row(config: str, runs: Path, gpus: int, train_settings: list[Path], eval
 
 
 def run_missing(arguments: argparse.Namespace) -> int:
-    """The rows asked for: here, one after the other, or as jobs of a cluster. Returns an exit code."""
+    """Run the requested rows: here, one after the other, or as jobs on a cluster. Returns an exit code."""
     common = (arguments.runs, arguments.gpus, arguments.train_settings, arguments.evaluate_settings)
     if arguments.cluster == "here":
         failed = []

@@ -3,7 +3,7 @@
   the paper's ResNet-50 + ReLabel, on one GPU (or, without any, on the CPU):
     python train_imagenet.py --config-file rn50_configs/relabel_rn50.yaml \\
         --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/relabel_rn50
-  on 8 GPUs, the same batch in all:
+  on 8 GPUs, with the same total batch size:
     torchrun --standalone --nproc-per-node=8 train_imagenet.py --config-file ... (as above)
   on 2 machines of 8 GPUs, on each of them:
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train_imagenet.py ...

@@ -23,7 +23,7 @@ from ffcv.pipeline.state import State
 
 EMPTY = -1
 NO_LABEL_MAP = -2
-MAX_CLASSES = 32767  # class indices are int16 beside float16 scores
+MAX_CLASSES = 32767  # class indices are int16, as float16 scores are stored
 
 SCORE_DTYPES = {"float16": (np.float16, np.int16), "float32": (np.float32, np.int32)}
 AXIS_ORDERS = ("yx", "xy")

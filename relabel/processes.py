@@ -46,7 +46,7 @@ class Processes:
         return batch_size // parts
 
     def agree(self, value: int) -> int:
-        """The first process's `value`, in all."""
+        """The first process's `value`, in every process."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor(value, device=self.device)
@@ -85,7 +85,7 @@ def join(gpu: int, backend: str) -> Processes:
         number = local_rank if gpu < 0 else gpu
         if number >= torch.cuda.device_count():
             raise BadInput(
-                f"GPU {number} is asked for; there are {torch.cuda.device_count()}: start fewer processes, or "
+                f"GPU {number} was requested; there are {torch.cuda.device_count()}: start fewer processes, or "
                 "lower compute.gpu"
             )
         device = torch.device("cuda", number)

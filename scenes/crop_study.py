@@ -18,7 +18,7 @@ from relabel.label_maps.inspection import pool_one
 from . import compose
 
 CROPS = 50  # of each scene
-INSIDE = 0.25  # an object is in a crop when at least this share of its frame is
+INSIDE = 0.25  # an object is in a crop when at least this fraction of its frame is
 BINS = np.array([0, 1e-9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])  # of the intersection over union
 
 

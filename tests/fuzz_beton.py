@@ -138,8 +138,8 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
         if height * width < 1 << 24:
             pixels, exact = np.full(3 * height * width + FENCE, 77, np.uint8), np.empty((size, size, 3), np.uint8)
             _decode_exact(source, sizes[at], not raw, height, width, y, x, h, w, False, 0, exact, pixels.ctypes.data)
-            assert (pixels[-FENCE:] == 77).all(), "wrote behind the pixels"
-        assert (scratch[-FENCE:] == 77).all() and (out[-FENCE:] == 77).all(), "wrote behind a buffer"
+            assert (pixels[-FENCE:] == 77).all(), "wrote past the pixels"
+        assert (scratch[-FENCE:] == 77).all() and (out[-FENCE:] == 77).all(), "wrote past a buffer"
     field = header.handlers.get("label_map")
     if field is not None:
         present = np.flatnonzero(columns["label_map"]["present"] == 1)

@@ -225,7 +225,7 @@ static int resizer_start(Resizer *r, Axis vertical, Axis horizontal, int size, i
   r->scratch.sums = (uint16_t *)memory, memory += aligned(8 * (size_t)(width + 66));
   r->scratch.columns = (Column *)memory, memory += aligned(sizeof(Column) * (size_t)size);
   r->scratch.weights = (int16_t *)memory;
-  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // a four may read, with weight 0, three pixels behind the row
+  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // a four may read, with weight 0, three pixels past the row
   r->reduce_row = best_reduce_row();
   int offset = 0;
   int16_t column_weights[66];

@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
   JHUFF_TBL from;                    // what it was built from: files of one encoder share their tables
   Look look[1 << LOOK_BITS];
-  int32_t greatest[18], offset[17];  // of codes of each length: the greatest (left-aligned to 16 bits), first symbol
+  int32_t greatest[18], offset[17];  // of codes of each length: the largest (left-aligned to 16 bits), first symbol
   int made;
 } HuffmanTable;
 

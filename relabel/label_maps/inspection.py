@@ -149,7 +149,7 @@ def quality(
     Returns:
         `coverage`, `top_1`, `top_5` (fraction of images whose single label is the pooled whole image's best class,
         among its five best), `multi_label` (a second class is best in a tenth of the cells or more): percent;
-        `entropy` of the pooled target, in bits; `images` looked at.
+        `entropy` of the pooled target, in bits; `images` inspected.
     """
     hits, entropies, several = np.zeros((0, 2)), [], []
     whole = np.array([[0.0, 0, 1, 1]])

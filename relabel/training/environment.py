@@ -1,4 +1,4 @@
-"""Settings beside the recipe: validation, the machine, the run's folder, other uses of the command."""
+"""Settings besides the recipe: validation, the machine, the run's folder, other uses of the command."""
 
 from dataclasses import dataclass
 
