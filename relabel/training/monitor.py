@@ -24,7 +24,7 @@ STOPPED = 75  # exit code of a run that was stopped by a signal and can be resum
 
 
 class StopSignals:
-    """Catches SIGTERM and SIGINT: `asked` turns true, and the loop saves and exits. A second SIGINT exits immediately."""
+    """Catches SIGTERM and SIGINT: `asked` turns true, and the loop saves and exits. A second SIGINT exits now."""
 
     def __init__(self) -> None:
         self.asked = False
