@@ -7,9 +7,9 @@
   a network with the weights that torchvision or timm publish for it:
     python evaluate_imagenet.py --model.arch=timm/resnet50.a1_in1k --model.weights=published --data.val=ILSVRC/val
 
-Each set is a .beton of write_datasets.py or a folder of class folders. The images of a set are seen once for all of
+Each set is a .beton of write_datasets.py or a folder of class folders. Each set's images are evaluated once for all of
 its labels. Prints a table; with --output.folder also evaluation.json and evaluation.csv there. Under torchrun the
-images are shared among the processes.
+images are split among the processes.
 
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 """
@@ -65,10 +65,10 @@ class Data:
     imagenet_o: str = setting(str, "ImageNet-O: AUPR of finding its images among data.val's of its classes", "")
     imagenet_c: str = setting(str, "ImageNet-C, CORRUPTION/SEVERITY/...: mean corruption error", "")
     image_size: int = setting(Number(8, whole=True), "side of the center crop in pixels", 224)
-    crop_ratio: float = setting(Number(0.1, 1), "side of the crop, share of the shorter side (1: ImageNet-C)", 0.875)
-    lr_tta: bool = setting(Flag(), "average with the mirrored image", False)
-    batch_size: int = setting(Number(1, whole=True), "images in a step of a process", 256)
-    num_workers: int = setting(Number(0, whole=True), "decoding threads of a machine; 0: all cores, 1 on the CPU", 0)
+    crop_ratio: float = setting(Number(0.1, 1), "side of the crop, fraction of the shorter side (1: ImageNet-C)", 0.875)
+    lr_tta: bool = setting(Flag(), "average with the horizontally flipped image", False)
+    batch_size: int = setting(Number(1, whole=True), "images per step and process", 256)
+    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: all cores, 1 on the CPU", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ class Compute:
     """numbers"""
 
     precision: str = setting(Choice("fp32", "bf16", "fp16"), "of the forward pass", "fp32")
-    gpu: int = setting(Number(-1, whole=True), "number of the GPU; -1: the first, or the process's", -1)
+    gpu: int = setting(Number(-1, whole=True), "GPU index; -1: the first, or the process's own", -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """what is left behind"""
+    """what is written"""
 
     folder: str = setting(str, "for evaluation.json and .csv", "")
 
@@ -215,7 +215,7 @@ def corruption_rows(sets: Sets, path: str) -> list[Row]:
 
 
 def report(rows: list[Row], settings: Settings) -> None:
-    """The table on the screen, and JSON and CSV where asked for."""
+    """Print the table; write JSON and CSV if requested."""
     print(f"\n| {settings.model.arch}, {settings.model.weights} | measure | value | images |\n|---|---|---|---|")
     for title, measure, value, images in rows:
         print(f"| {title} | {measure} | {value:.2f} | {images:,} |")

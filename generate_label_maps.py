@@ -56,7 +56,7 @@ class Model:
 class Data:
     """the images"""
 
-    data_dir: str = setting(str, "folder of images, one folder a class")
+    data_dir: str = setting(str, "folder of images, one folder per class")
     num_workers: int = setting(Number(0, whole=True), "processes that decode, for each GPU", os.cpu_count())
     on_error: str = setting(Choice("stop", "skip"), "at a bad image: stop, or leave it out and list it", "stop")
 
@@ -66,12 +66,12 @@ class Maps:
     """the label maps"""
 
     path: str = setting(str, "the folder, .npy or .beton to write")
-    top_k: int = setting(Number(1, 100, whole=True), "classes at each cell", 5)
+    top_k: int = setting(Number(1, 100, whole=True), "classes in each cell", 5)
     size: int = setting(Number(1, 255, whole=True), "cells along each side", 15)
     image_size: int = setting(
-        Number(0, whole=True), "side of the resized image; 0: what gives the network that grid", 0
+        Number(0, whole=True), "side of the resized image in pixels; 0: what gives the network that grid", 0
     )
-    batch_size: int = setting(Number(1, whole=True), "images in a step of a process", 64)
+    batch_size: int = setting(Number(1, whole=True), "images per step and process", 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Compute:
     """numbers"""
 
     precision: str = setting(Choice("auto", "fp32", "bf16", "fp16"), "auto: fp16 on a GPU, else fp32", "auto")
-    gpu: int = setting(Number(-1, whole=True), "number of the GPU; -1: the process's", -1)
+    gpu: int = setting(Number(-1, whole=True), "GPU index; -1: the process's own", -1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
   what is there so far (run folders below runs/tables; a row without a finished run reads "not run"):
     python reproduce_tables.py
-  train and evaluate the rows that are missing, one after the other, on 8 GPUs; stop and start again at will:
+  train and evaluate the rows that are missing, one after the other, on 8 GPUs; stop and resume at will:
     python reproduce_tables.py --run --gpus 8 --train-settings train.yaml --evaluate-settings evaluate.yaml
   or as an array of SLURM jobs (pip install submitit):
     python reproduce_tables.py --run --gpus 8 --cluster slurm --partition gpu --train-settings ...
@@ -86,7 +86,7 @@ ALL_CONFIGS = sorted({row.config for rows in TABLES.values() for row in rows})
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """The columns that a run has figures for, if it is finished; else none."""
+    """A finished run's value for each column that it has; empty for an unfinished run."""
     log, settings = folder / "log.jsonl", folder / "config.yaml"
     if not log.exists() or not settings.exists():
         return {}
@@ -144,7 +144,7 @@ def run_row(config: str, runs: Path, gpus: int, train_settings: list[Path], eval
 
 
 def run_missing(arguments: argparse.Namespace) -> int:
-    """The rows asked for: here, one after the other, or as jobs of a cluster. Returns an exit code."""
+    """Run the requested rows: here, one after the other, or as jobs on a cluster. Returns an exit code."""
     common = (arguments.runs, arguments.gpus, arguments.train_settings, arguments.evaluate_settings)
     if arguments.cluster == "here":
         failed = []
@@ -199,7 +199,7 @@ def run() -> NoReturn:
     parser.add_argument("--runs", type=Path, help="folder of the run folders [runs/tables, runs/scenes]")
     parser.add_argument("--run", action="store_true", help="train and evaluate the rows that are missing")
     parser.add_argument("--rows", nargs="+", choices=ALL_CONFIGS, default=ALL_CONFIGS, help="only these", metavar="ROW")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs (processes) of a training [1]")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs (processes) per training run [1]")
     parser.add_argument("--train-settings", type=Path, action="append", default=[], help="YAML for train_imagenet.py")
     parser.add_argument(
         "--evaluate-settings", type=Path, action="append", default=[], help="YAML for evaluate_imagenet.py"

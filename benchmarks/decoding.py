@@ -1,9 +1,9 @@
-"""Fast decoding against stock FFCV's, crop by crop in one thread: time, PSNR and colour, and pictures of both.
+"""Fast decoding against stock FFCV's, crop by crop in one thread: time, PSNR and color, and pictures of both.
 
     python -m benchmarks.decoding --picture decoding.png
 
 The same pixels are stored as each writes them: with restart markers for `decode="fast"`, without for stock FFCV. The
-floor is what entropy decoding of the crop takes: the same crop to so few pixels that all else costs next to nothing.
+floor is what entropy decoding of the crop takes: the same crop to so few pixels that all else is nearly free.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def main(picture: str, crops: int) -> None:
                 psnr.append(10 * np.log10(255**2 / max((error**2).mean(), 1e-2)))
                 bias.append(error.mean((0, 1)))
         print(
-            f"{size} px, {len(psnr)} crops: PSNR mean {np.mean(psnr):.1f} dB, least {np.min(psnr):.1f} dB; "
-            f"mean colour off by at most {np.abs(np.mean(bias, 0)).max():.3f} of 255"
+            f"{size} px, {len(psnr)} crops: PSNR mean {np.mean(psnr):.1f} dB, minimum {np.min(psnr):.1f} dB; "
+            f"mean color off by at most {np.abs(np.mean(bias, 0)).max():.3f} of 255"
         )
         decode, resize, ours, floor = 1e6 * np.median(seconds, 0)
         print(

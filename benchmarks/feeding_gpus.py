@@ -1,11 +1,11 @@
-"""How many CPU cores feed how many GPUs: from measured images/s a core and a network's images/s a GPU.
+"""How many CPU cores feed how many GPUs: from measured images/s per core and a network's images/s per GPU.
 
     python -m benchmarks.feeding_gpus --images-per-core 2200 --images-per-gpu 2500
 
 Measure the first on the machine in question (`python -m benchmarks.loader`: ours, divided by its cores) and the second
 with `train_imagenet.py` or the framework's own benchmark. Assumes that cores scale linearly (true while they do not
 share a memory channel's or a disk's limit), that the file is in memory, that a GPU process keeps `--other-cores` busy
-beside the loader, and a margin of 10 %.
+besides the loader, and a margin of 10 %.
 """
 
 import argparse
@@ -27,8 +27,8 @@ if __name__ == "__main__":
     parser.add_argument("--gpus", type=int, nargs="+", default=[4, 8], help="numbers of GPUs")
     arguments = parser.parse_args()
     print(
-        f"{arguments.images_per_core:,.0f} images/s a core, {arguments.images_per_gpu:,.0f} images/s a GPU, "
-        f"{arguments.other_cores:g} other core(s) a GPU, margin {MARGIN - 1:.0%}:"
+        f"{arguments.images_per_core:,.0f} images/s per core, {arguments.images_per_gpu:,.0f} images/s per GPU, "
+        f"{arguments.other_cores:g} other core(s) per GPU, margin {MARGIN - 1:.0%}:"
     )
     for gpus in arguments.gpus:
         rates = arguments.images_per_gpu, arguments.images_per_core, arguments.other_cores

@@ -3,9 +3,9 @@
     python -m benchmarks.label_pooling
 
 The official computation is written from its formula with the official calls: scatter into a dense map, torchvision's
-`roi_align`, softmax. Its input are the unpacked maps, ours the packed ones, as each loader hands them out. On the CPU
-also: the time of decoding as many 500 x 375 JPEGs with FFCV's decoder. With a GPU: both there, and the time that
-moving the same bytes takes.
+`roi_align`, softmax. It takes the unpacked maps, ours the packed ones, as each loader returns them. On the CPU
+also: the time of decoding as many 500 x 375 JPEGs with FFCV's decoder. With a GPU: both on the GPU, and the time that
+copying the same bytes takes.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def official(maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Targets `[B, 1000]` by the official way: a dense map an image, roi_align, softmax."""
+    """Targets `[B, 1000]` by the official way: one dense map per image, roi_align, softmax."""
     dense = torch.zeros(len(maps), NUM_CLASSES, *maps.shape[3:])
     for image, (scores, classes) in zip(dense, maps, strict=True):
         image.scatter_(0, classes.long(), scores)
@@ -102,7 +102,7 @@ def _peak(which: str, batch: int, connection) -> None:
     maps, packed, boxes = inputs(batch)
     label_pooling(packed[:1], boxes[:1], NUM_CLASSES)  # compile before measuring
     official(maps[:1], boxes[:1])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = status("VmRSS")
     _ = label_pooling(packed, boxes, NUM_CLASSES) if which == "ours" else official(maps, boxes)
     connection.send((status("VmHWM") - before) / 1024)
@@ -153,7 +153,7 @@ def on_cpu(batches: list[int], rounds: int) -> None:
 
 def on_gpu(batches: list[int], rounds: int) -> None:
     print(f"\nGPU: {torch.cuda.get_device_name()}")
-    print("| batch | official ms | ours ms | ratio | moving the bytes ms | ours / moving | extra MiB official | ours |")
+    print("| batch | official ms | ours ms | ratio | copying bytes ms | ours / copying | extra MiB official | ours |")
     print("|---|---|---|---|---|---|---|---|")
     for batch in batches:
         maps, packed, boxes = inputs(batch)

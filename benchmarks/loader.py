@@ -4,13 +4,13 @@
 
 Work: JPEGs of ImageNet's sizes (mean about 500 x 400, quality 90, made from real photographs), RandomResizedCrop with
 scale 0.08-1 to 160, 192 and 224 pixels, flip, float32 normalization. Every loader gets all cores. An epoch is two
-passes over the images, so that its start weighs less (an epoch of ImageNet has 5,000 batches). Peers:
+passes over the images, so that its start-up weighs less (an epoch of ImageNet has 5,000 batches). Peers:
 
   ffcv_jpg, ffcv_raw   stock FFCV's decoder and its own flip and normalization
   dali                 NVIDIA DALI's CPU pipeline: decode_random_crop, resize, crop_mirror_normalize
   torchvision_v1/_v2   ImageFolder and DataLoader, PIL transforms and tensor transforms
   official             the official project's way: PIL, a torch.load of the image's label map, dense maps and roi_align
-  ours                 with the label map decoded and pooled into the soft target by the reading thread
+  ours                 with the label map decoded and pooled into the soft target by the loader's thread
   ours_no_label_map    without, to see what the label map costs
   ours_no_markers      from JPEGs without restart markers (cfg.restart_interval=0)
 """
@@ -51,7 +51,7 @@ MEAN_255, STD_255 = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 
 
 
 def write_images(root: Path, count: int) -> None:
-    """`count` JPEGs of ImageNet's size distribution, cut out of real photographs, and a label map for each."""
+    """`count` JPEGs of ImageNet's size distribution, cropped from real photographs, and a label map for each."""
     from skimage import data
 
     photographs = [Image.fromarray(p()[..., :3]) for p in (data.chelsea, data.astronaut, data.coffee, data.rocket)]
@@ -67,7 +67,7 @@ def write_images(root: Path, count: int) -> None:
         folder = f"class{i % 10}"
         (root / "images" / folder).mkdir(parents=True, exist_ok=True)
         image.save(root / "images" / folder / f"{i:05d}.jpg", quality=90)
-        classes = rng.integers(0, 100, (1, 15, 15)) * 10 + np.arange(5)[:, None, None]  # 5 different ones a place
+        classes = rng.integers(0, 100, (1, 15, 15)) * 10 + np.arange(5)[:, None, None]  # 5 different ones per cell
         scores = rng.normal(5, 3, (5, 15, 15)).astype(np.float16).astype(np.float32)
         write_label_map(root / "label_maps" / folder / f"{i:05d}.pt", scores, classes)
     for c in range(10, 1000):  # an ImageNet of 1,000 classes, most without images
@@ -164,7 +164,7 @@ def torchvision_loader(root: Path, size: int, version: int) -> Callable[[], Iter
 
 
 class _Official(torch.utils.data.Dataset):
-    """An image, its crop box and its label map, as the official project's data set hands them out."""
+    """An image, its crop box and its label map, as the official project's dataset returns them."""
 
     def __init__(self, root: Path, size: int) -> None:
         from torchvision import datasets
@@ -219,7 +219,7 @@ PEERS = {
 
 
 def images_per_second(epoch: Callable[[], Iterator]) -> float:
-    """A whole epoch, from asking for its first batch to the end."""
+    """A complete epoch, from asking for its first batch to the end."""
     getattr(epoch, "prepare", lambda: None)()
     start = time.perf_counter()
     batches = sum(1 for _ in epoch())

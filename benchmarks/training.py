@@ -5,11 +5,11 @@
 The fast recipe (`rn50_configs/rn50_16_epochs.yaml`, 160 pixels) trains for some hundred steps on JPEGs of ImageNet's
 sizes, by `train_imagenet.py`'s own functions, with
 
-  synthetic    one batch that lies on the device: the ceiling
+  synthetic    one batch that stays on the device: the ceiling
   relabel      our loader, label maps decoded and pooled
   stock_ffcv   FFCV's decoders, single labels
 
-and reports images/s, the share of the time that training waits for data, and the GPU's utilization (by nvidia-smi).
+and reports images/s, the fraction of time that training waits for data, and the GPU's utilization (by nvidia-smi).
 """
 
 import argparse
@@ -44,7 +44,7 @@ CONFIG = Path(__file__).parent.parent / "rn50_configs" / "rn50_16_epochs.yaml"
 
 
 class Synthetic:
-    """Like a loader; hands out one batch of `like` again and again."""
+    """Like a loader; yields one batch of `like` again and again."""
 
     def __init__(self, like: Loader) -> None:
         self.order_of, self._steps = like.order_of, len(like)

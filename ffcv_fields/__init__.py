@@ -6,12 +6,12 @@ Import it before FFCV, whose import starts numba's threads.
 import numba
 
 if numba.config.THREADING_LAYER == "default":
-    # numba prefers TBB where it finds it, whose layer loses memory on busy cores (100 KB an epoch of three batches was
-    # measured); OpenMP's loses none. The third, workqueue, ends the process when a second thread comes.
+    # numba prefers TBB where it finds it, whose layer leaks memory on busy cores (100 KB per epoch of three batches,
+    # measured); OpenMP's does not. The third, workqueue, aborts the process when a second thread uses it.
     try:
         import numba.np.ufunc.omppool
     except ImportError as error:
-        raise ImportError(f"numba cannot use OpenMP ({error}): install it, say by apt-get install libgomp1") from None
+        raise ImportError(f"numba cannot use OpenMP ({error}): install it, e.g. apt-get install libgomp1") from None
     numba.config.THREADING_LAYER = "omp"
 
 from .crops import CropSampler

@@ -1,7 +1,7 @@
 """Random crops as a pure function of (seed, epoch, sample index), for every decoder that needs them.
 
 The image decoder and the crop-box decoder must agree on the crop of a sample without sharing memory, and a
-restarted run must see the crops that it would have seen. So nothing is drawn from a generator with a state:
+resumed run must see the crops that it would have seen. So nothing is drawn from a generator with a state:
 each number is a hash (splitmix64, Steele et al., OOPSLA 2014) of the seed, the epoch, the sample's index in the
 file and the number of the draw.
 """
@@ -16,7 +16,7 @@ from ffcv.utils import cast_int_to_byte_ptr
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
-TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to a central crop
+TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to a center crop
 
 # Strict floating point (no fastmath, which FFCV compiles decoders with): two decoders must round to the same pixel,
 # however each is compiled.
@@ -55,7 +55,7 @@ def random_resized_crop(key, height, width, scale_min, scale_max, log_ratio_min,
     """One crop in pixels, `(y, x, h, w)`, distributed as torchvision's `RandomResizedCrop.get_params`.
 
     The crop's area is uniform in `[scale_min, scale_max]` of the image's, its aspect ratio w/h log-uniform; a
-    crop that does not fit is drawn again, `TRIES` times, and then is the central one of the nearest ratio.
+    crop that does not fit is drawn again, `TRIES` times, and then is the center crop of the nearest ratio.
     """
     area = float(height) * float(width)
     for attempt in range(TRIES):
@@ -85,12 +85,12 @@ def crop_box(y, x, h, w, height, width, box):
 class CropSampler:
     """The crops and flips of a training run; the same object goes to every decoder that must agree on them.
 
-    Set `epoch` before iterating: it reaches code that is already compiled, so epochs cost no compilation.
+    Set `epoch` before iterating: compiled code reads it, so a new epoch needs no compilation.
 
     Args:
         seed: any int from 0 to 2**63 - 1; the run's seed.
-        scale: least and greatest area of a crop, as fractions of the image's area.
-        ratio: least and greatest aspect ratio (width / height) of a crop.
+        scale: minimum and maximum area of a crop, as fractions of the image's area.
+        ratio: minimum and maximum aspect ratio (width / height) of a crop.
         flip_prob: probability of a horizontal flip.
 
     Raises:
@@ -107,9 +107,9 @@ class CropSampler:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}; give an integer from 0 to 2**63 - 1")
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale is {scale}; give 0 < least <= greatest <= 1, fractions of the image's area")
+            raise ValueError(f"scale is {scale}; give 0 < min <= max <= 1, fractions of the image's area")
         if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"ratio is {ratio}; give 0 < least <= greatest, width / height")
+            raise ValueError(f"ratio is {ratio}; give 0 < min <= max, width / height")
         if not 0 <= flip_prob <= 1:
             raise ValueError(f"flip_prob is {flip_prob}; give a probability from 0 to 1")
         self.scale, self.ratio, self.flip_prob = scale, ratio, flip_prob
@@ -124,7 +124,7 @@ class CropSampler:
 
     @property
     def epoch(self) -> int:
-        """The epoch whose crops are handed out, from 0."""
+        """The epoch whose crops are sampled, from 0."""
         return int(self._seed_and_epoch[1])
 
     @epoch.setter

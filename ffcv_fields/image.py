@@ -33,13 +33,13 @@ _scratch_bytes_c.argtypes, _scratch_bytes_c.restype = 2 * [ctypes.c_int64], ctyp
 
 
 def image_field(restart_interval: int, **settings) -> RGBImageField:
-    """FFCV's image field, with a restart marker in its JPEGs every so many MCUs.
+    """FFCV's image field, with a restart marker in its JPEGs every `restart_interval` MCUs.
 
-    A marker is a place where decoding can begin: `decode="fast"` passes over what lies before and beside a crop from
+    A marker is a position where decoding can begin: `decode="fast"` skips what lies before and beside a crop from
     marker to marker. They are plain JPEGs with the same pixels, for every reader; a marker takes about 4 bytes.
 
     Args:
-        restart_interval: MCUs (16 x 16 pixels) from marker to marker; 0 for none, as FFCV writes them.
+        restart_interval: MCUs (16 x 16 pixels) between markers; 0 for none, as FFCV writes them.
         settings: `RGBImageField`'s. `write_mode="smart"` is "raw", as FFCV's is without a threshold.
     """
     field = RGBImageField(**settings)
@@ -65,7 +65,7 @@ def _encode(field, restart_interval, destination, image, malloc):
 
 
 class _CropDecoder(SimpleRGBImageDecoder):
-    """What the two decoders below share; they say what to cut out and what to mirror."""
+    """What the two decoders below share; they define what to crop and what to flip."""
 
     def __init__(self, output_size: int, decode: str, normalize: tuple | None) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
             raise ValueError("normalize goes with decode='fast'; 'exact' gives stock FFCV's bytes")
         self.output_size, self.decode = output_size, decode
         self.normalize = None
-        if normalize is not None:  # kept here: the compiled code holds its address
+        if normalize is not None:  # kept alive here: the compiled code holds its address
             mean, std = (np.asarray(values, np.float64) * 255 for values in normalize)
             self.normalize = np.concatenate([1 / std, -mean / std]).astype(np.float32)
 
@@ -100,7 +100,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
         scratch_bytes_of = _scratch_bytes_c
 
         def decode(indices, destination, metadata, storage_state):
-            # One scratch memory a thread, not a sample: FFCV's own decoder keeps batch_size whole images.
+            # One scratch buffer per thread, not per sample: FFCV's own decoder keeps batch_size full images.
             size = destination.shape[1]
             scratch_bytes = scratch_bytes_of(side, size) if fast else 3 * pixels
             scratch = np.empty((nb.get_num_threads(), scratch_bytes), np.uint8)
@@ -125,7 +125,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
         return decode
 
 
-# Memory goes in as addresses: FFCV changes numba's interned type of uint8[::1] when a loader is made, and what was
+# Memory is passed as addresses: FFCV changes numba's interned type of uint8[::1] when a loader is made, and what was
 # compiled for that type before is lost.
 @nb.njit(nogil=True)
 def _decode_fast(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, normalize, out, scratch):
@@ -165,14 +165,14 @@ def _flip_in_place(image):
 class RandomResizedCropDecoder(_CropDecoder):
     """Decodes the sampler's crop, resizes it (anti-aliased) and flips it.
 
-    Hands out uint8 `[B, output_size, output_size, 3]`, RGB, or float32 with `normalize`. `output_size` may be set to
+    Outputs uint8 `[B, output_size, output_size, 3]`, RGB, or float32 with `normalize`. `output_size` may be set to
     another value between epochs (progressive resizing); nothing is compiled again.
 
     Args:
         output_size: side of the square output in pixels.
         crops: where the crops and flips come from; give the same object to `CropBoxDecoder`.
         decode: "fast", or "exact" for stock FFCV's pixels.
-        normalize: `(mean, std)` of RGB in 0..1: hands out `(pixel / 255 - mean) / std`.
+        normalize: `(mean, std)` of RGB in 0..1: outputs `(pixel / 255 - mean) / std`.
 
     Raises:
         ValueError: while iterating: an image that cannot be decoded, with its sample's index.
@@ -195,7 +195,7 @@ class RandomResizedCropDecoder(_CropDecoder):
 class CenterCropDecoder(_CropDecoder):
     """Decodes the central square of `ratio` times the shorter side and resizes it (anti-aliased).
 
-    Hands out what `RandomResizedCropDecoder` does, from the same arguments; the geometry is FFCV's
+    Outputs what `RandomResizedCropDecoder` does, from the same arguments; the geometry is FFCV's
     `CenterCropRGBImageDecoder`'s, and torchvision's `Resize(output_size / ratio)`, `CenterCrop(output_size)`.
     """
 
@@ -225,10 +225,10 @@ class CenterCropDecoder(_CropDecoder):
 
 
 class CropBoxDecoder(Operation):
-    """Hands out the box of the crop that `RandomResizedCropDecoder` with the same sampler cuts.
+    """Outputs the box of the crop that `RandomResizedCropDecoder` takes with the same sampler.
 
     Decodes the image field's metadata only: `PipelineSpec("image", decoder=CropBoxDecoder(crops))`.
-    Hands out float32 `[B, 4]`: `(x1, y1, x2, y2)` as fractions, 0 to 1, of the stored image. A flip does not
+    Outputs float32 `[B, 4]`: `(x1, y1, x2, y2)` as fractions, 0 to 1, of the stored image. A flip does not
     change the box: it is where the pixels came from.
     """
 

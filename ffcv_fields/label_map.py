@@ -1,13 +1,13 @@
 """The FFCV field that stores ReLabel's label maps, and its decoder.
 
-A label map says, at each of `height x width` places of an image, which `top_k` classes a strong classifier sees
-there and how sure it is (Yun et al., CVPR 2021, section 3.1). Stored and handed out in one layout:
+A label map says, at each of `height x width` cells of an image, which `top_k` classes a strong classifier sees
+there and how confident it is (Yun et al., CVPR 2021, section 3.1). Stored and returned in one layout:
 
     packed[0, k, y, x] = bits of the score (a logit), float16 in int16 or float32 in int32
-    packed[1, k, y, x] = class index, or -1 where the place has no k-th entry
+    packed[1, k, y, x] = class index, or -1 where the cell has no k-th entry
 
-Rows are the image's y, columns its x. A sample without a label map has no data in the file; the decoder hands it
-out with `NO_LABEL_MAP` as the first class index, for `label_pooling` to put the single label in its place.
+Rows are the image's y, columns its x. A sample without a label map has no data in the file; the decoder returns
+`NO_LABEL_MAP` as its first class index, for `label_pooling` to use the single label instead.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ffcv.pipeline.state import State
 
 EMPTY = -1
 NO_LABEL_MAP = -2
-MAX_CLASSES = 32767  # class indices are int16 beside float16 scores
+MAX_CLASSES = 32767  # class indices are int16, as float16 scores are stored
 
 SCORE_DTYPES = {"float16": (np.float16, np.int16), "float32": (np.float32, np.int32)}
 AXIS_ORDERS = ("yx", "xy")
@@ -50,8 +50,8 @@ class LabelMapField(Field):
     """Label maps of one size; the parameters are kept in the file's header and checked on reading.
 
     Args:
-        top_k: classes at each place, 1 to 32.
-        height, width: places along the image's y and x, 1 to 1024.
+        top_k: classes in each cell, 1 to 32.
+        height, width: cells along the image's y and x, 1 to 1024.
         num_classes: class indices run from 0 to `num_classes - 1`; at most 32,767.
         score_dtype: "float16" (4.5 KB for 5 x 15 x 15) or "float32" (9 KB).
         imported_axis_order: how the files that the maps came from were read, "yx" or "xy": for the record.
@@ -142,7 +142,7 @@ class LabelMapField(Field):
         )
 
     def encode(self, destination: np.ndarray, packed: np.ndarray | None, malloc: Callable) -> None:
-        """Write one packed label map (see the module's head), or None for a sample that has none."""
+        """Write one packed label map (see the module docstring), or None for a sample that has none."""
         if packed is None:
             destination["present"], destination["data_ptr"] = 0, 0
             return
@@ -160,7 +160,7 @@ class LabelMapField(Field):
 
 
 class LabelMapDecoder(Operation):
-    """Hands out packed label maps: int16 (or int32) `[B, 2, top_k, height, width]`, as the module's head says."""
+    """Outputs packed label maps: int16 (or int32) `[B, 2, top_k, height, width]`, as in the module docstring."""
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         shape, dtype = self.field.packed_shape, self.field.packed_dtype

@@ -1,12 +1,12 @@
 """LabelPooling: from label maps and crop boxes to soft targets, on the CPU (numba) and on CUDA (CuPy).
 
-Yun et al., CVPR 2021, section 3.2, as the official code computes it: scatter the `top_k` scores of each place
+Yun et al., CVPR 2021, section 3.2, as the official code computes it: scatter the `top_k` scores of each cell
 into a dense map `D[C, H, W]` of zeros, `z = roi_align(D, box * (W, H) - 0.5, 1x1, aligned=False)`,
 `target = softmax(z)`. RoIAlign with one output cell is separable, `z[c] = sum_yx wy[y] wx[x] D[c, y, x]`, so the
 dense map never has to exist: each entry of the sparse map adds `wy * wx * score` to its class.
 
-What follows from the definition and is kept: a class that no place names has logit 0, not -inf, and gets a
-share of the probability; a box side counts as one place at least; grid points beyond [-1, size] add nothing but
+What follows from the definition and is kept: a class that no cell lists has logit 0, not -inf, and gets a
+share of the probability; a box side counts as at least one cell; grid points beyond [-1, size] add nothing but
 stay in the divisor.
 """
 
@@ -24,9 +24,9 @@ _MAP_MACROS = {torch.int16: "-DMAP_T=short", torch.int32: "-DMAP_T=int"}
 _THREADS = 256
 CUDA_SOURCE = Path(__file__).parent / "cuda" / "pooling.cu"
 
-OK, BAD_BOX, BAD_CLASS, NO_LABEL = 0, 1, 2, 3
+BAD_BOX, BAD_CLASS, NO_LABEL = 1, 2, 3  # a sample's status; 0: good
 GREATEST_OUTPUT = 64
-GREATEST_COORDINATE = 16.0  # image sides; beyond it a box is taken for a mistake, and the grid stays bounded
+GREATEST_COORDINATE = 16.0  # image sides; a box beyond it is an error, so that the grid stays bounded
 
 
 def label_pooling(
@@ -42,10 +42,10 @@ def label_pooling(
 ) -> torch.Tensor:
     """The soft multi-label target of each crop.
 
-    A class listed twice at one place counts with the sum of its scores (the converter refuses such maps).
+    A class listed twice in one cell counts with the sum of its scores (the converter refuses such maps).
 
     Args:
-        label_maps: int16 (or int32) `[B, 2, top_k, H, W]`, as `LabelMapDecoder` hands them out.
+        label_maps: int16 (or int32) `[B, 2, top_k, H, W]`, as `LabelMapDecoder` returns them.
         crop_boxes: float32 `[B, 4]`, `(x1, y1, x2, y2)` as fractions of the stored image.
         num_classes: C, at most 32,767.
         labels: int64 `[B]`: the single label, target of a sample that has no label map.
@@ -62,8 +62,8 @@ def label_pooling(
 
     Raises:
         ValueError: wrong dtype, shape or device. On the CPU also a NaN box or one with x2 < x1, a class out of
-            range, a sample without label map and without label, named by its place in the batch; on CUDA, where
-            telling would cost a device sync, such a sample's row is NaN, so that its loss cannot go unseen.
+            range, a sample without label map and without label, named by its index in the batch; on CUDA, where
+            raising would synchronize the device, such a sample's row is NaN, so that its loss cannot go unnoticed.
     """
     _check(label_maps, crop_boxes, num_classes, labels, temperature, output_size, dtype)
     targets = _label_pooling(label_maps, crop_boxes, num_classes, labels, temperature, softmax, output_size, dtype)
@@ -134,7 +134,7 @@ def _(label_maps, crop_boxes, num_classes, labels, temperature, softmax, output_
 
 @nb.njit(nogil=True, error_model="numpy", cache=True)
 def _axis_weights(low, high, size, part, parts, weights):
-    """RoIAlign's weights of one axis' `size` places for one of the box's `parts`: the mean of bilinear samples."""
+    """RoIAlign's weights of an axis' `size` cells for one of the box's `parts`: the mean of bilinear samples."""
     one, half = np.float32(1), np.float32(0.5)
     start = low * np.float32(size) - half
     side = max((high * np.float32(size) - half) - start, one) / np.float32(parts)
@@ -159,7 +159,7 @@ def _axis_weights(low, high, size, part, parts, weights):
 @nb.njit(nogil=True, inline="always")
 def _score_from_bits(bits, is_half):
     if is_half:
-        # Exponent and mantissa moved to float32's place, then 2**112 for the difference of the biases: exact,
+        # Exponent and mantissa shifted to float32's positions, then 2**112 for the difference of the biases: exact,
         # subnormals included. Infinities and NaN are refused at conversion.
         magnitude = np.int32((np.int32(bits) & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)
         return -magnitude if bits < 0 else magnitude
@@ -171,7 +171,7 @@ _EXP2 = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(7)
 
 
 # Written so that its loops become vector instructions without fastmath (with which code from numba's cache rounds
-# otherwise than code that was just compiled): three times faster than math.exp.
+# differently from code that was just compiled): three times faster than math.exp.
 @nb.njit(nogil=True, error_model="numpy", cache=True)
 def _softmax_in_place(logits, inverse_temperature):
     """softmax of float32 `[C]` of which most are 0 (classes that are named nowhere), to a few 1e-7."""
@@ -202,7 +202,7 @@ def _softmax_in_place(logits, inverse_temperature):
 
 @nb.njit(nogil=True, error_model="numpy", cache=True)
 def _sum(values):
-    """Sum of float32 values in float64 (thousands of equal terms add up to the last digit), in eight strands."""
+    """Sum of float32 values in float64 (thousands of equal terms add up to the last digit), in eight partial sums."""
     a = b = c = d = e = f = g = h = 0.0
     whole = len(values) // 8 * 8
     for i in range(0, whole, 8):

@@ -1,4 +1,4 @@
-"""The commands from inside: running one to its exit code, and starting another as a user would."""
+"""Running a command to its exit code, and starting another as a user would."""
 
 import subprocess
 import sys
@@ -30,9 +30,9 @@ def run_command(main: Callable[[], int | None], interrupted: str = "interrupted"
 
 
 def call(name: str, *arguments: object, processes: int = 1) -> int:
-    """Print and run a command, say `train_imagenet.py`, by torchrun where `processes` > 1. Returns its exit code.
+    """Print and run a command, e.g. `train_imagenet.py`, with torchrun where `processes` > 1. Returns its exit code.
 
-    For what stands beside or above the commands: `scenes`, `reproduce_tables.py`.
+    For callers of the commands: `scenes`, `reproduce_tables.py`.
     """
     words = [str(argument) for argument in arguments]
     print(f"\n$ python {name} {' '.join(words)}", flush=True)

@@ -1,14 +1,14 @@
-"""Errors that a person can mend: a command prints their message alone, without a traceback."""
+"""Errors that a user can fix: a command prints their message alone, without a traceback."""
 
 from typing import Any
 
 
 class BadInput(ValueError):
-    """A file, folder or setting that cannot be used; the message names it, the value and the mend."""
+    """A file, folder or setting that cannot be used; the message names it, the value and the fix."""
 
 
 class BadSample(BadInput):
-    """An image or a label map that cannot be used: `file`, and `reason` with the value and the mend."""
+    """An image or a label map that cannot be used: `file`, and `reason` with the value and the fix."""
 
     def __init__(self, file: Any, reason: str) -> None:
         super().__init__(str(file), reason)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic(file: Path, keep: Path | None = None, sync: bool = True) -> Iterator[Path]:
-    """Hand out a temporary path, `FILE.part`, that takes the name `file` when the block ends without an error.
+    """Yield a temporary path, `FILE.part`, that takes the name `file` when the block ends without an error.
 
     Args:
         file: what is written; a reader sees the old content or the new one, never a part.

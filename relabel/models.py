@@ -109,7 +109,7 @@ def published_model(arch: str, num_classes: int) -> nn.Module:
 
 
 class BlurPoolConv2d(nn.Module):
-    """A convolution behind a fixed 3x3 binomial blur of its input."""
+    """A convolution after a fixed 3x3 binomial blur of its input."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def start_from(network: nn.Module, file: str, classes: tuple[str, ...] | None) -
 def load_weights(model: nn.Module, file: str, new_head: bool = False, other_classes: bool = False) -> str:
     """Load a checkpoint: a state dict, or a dict with one under `ema`, `model` (ours) or `state_dict` (official).
 
-    Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off.
+    Prefixes that wrappers add (`module.`, `_orig_mod.`) are stripped.
 
     Args:
         new_head: keep the model's own last layer where the checkpoint's is for another number of classes.

@@ -28,11 +28,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that prints and writes."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def share(self, batch_size: int, accumulate: int) -> int:
-        """This process's part of a batch that is cut into `accumulate` parts for each.
+        """Images per process and micro-batch, of a batch over all processes in `accumulate` micro-batches.
 
         Raises:
             BadInput: it does not divide.
@@ -46,7 +46,7 @@ class Processes:
         return batch_size // parts
 
     def agree(self, value: int) -> int:
-        """The first process's `value`, in all."""
+        """The first process's `value`, in every process."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor(value, device=self.device)
@@ -68,11 +68,11 @@ class Processes:
         return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
 
     def sync_batch_norm(self, network: nn.Module) -> nn.Module:
-        """`network` with batch norm over the whole batch of all processes; with one process as it is."""
+        """`network` with batch norm synchronized over all processes; unchanged with one process."""
         return nn.SyncBatchNorm.convert_sync_batchnorm(network) if self.world_size > 1 else network
 
     def exchange_gradients(self, model: Any, last: bool) -> AbstractContextManager:
-        """The context of a backward pass: with several parts a step, only the last one's exchanges gradients."""
+        """The context of a backward pass: only the last of a step's micro-batches synchronizes gradients."""
         return model.no_sync() if self.world_size > 1 and not last else nullcontext()
 
 
@@ -80,7 +80,7 @@ def join(gpu: int, backend: str) -> Processes:
     """Join the processes that torchrun started, if it did.
 
     Args:
-        gpu: number of the GPU to use; -1: the one of this process's local rank.
+        gpu: index of the GPU to use; -1: this process's local rank.
         backend: "nccl" or "gloo"; without a GPU always gloo.
 
     Raises:
@@ -93,7 +93,7 @@ def join(gpu: int, backend: str) -> Processes:
         number = local_rank if gpu < 0 else gpu
         if number >= torch.cuda.device_count():
             raise BadInput(
-                f"GPU {number} is asked for; there are {torch.cuda.device_count()}: start fewer processes, or "
+                f"GPU {number} was requested; there are {torch.cuda.device_count()}: start fewer processes, or "
                 "lower compute.gpu"
             )
         device = torch.device("cuda", number)
@@ -148,18 +148,18 @@ def start_one_process_a_gpu(url: str) -> None:
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def use_all_cores(processes: int = 1) -> None:
-    """Give torch and numba their cores back: importing FFCV leaves both with one thread.
+    """Let torch and numba use all cores again: importing FFCV limits both to one thread.
 
     `OMP_NUM_THREADS` (which torchrun sets) is respected for torch.
 
     Args:
-        processes: among which this machine's cores are divided.
+        processes: that share this machine's cores.
     """
     cores = max(1, numba.config.NUMBA_NUM_THREADS // processes)
     numba.set_num_threads(cores)
@@ -167,10 +167,10 @@ def use_all_cores(processes: int = 1) -> None:
 
 
 def decoding_threads(asked: int, processes: Processes) -> int:
-    """How many threads of this process decode: its share of the machine's `asked`.
+    """How many threads of this process decode: its share of the `asked` ones of the machine.
 
     0 stands for all cores, and on the CPU for one: the network needs the cores there, and once there are more OpenMP
-    threads than cores they block instead of spinning (two in the place of one cost a third of the speed).
+    threads than cores they block instead of spinning (two instead of one cost a third of the speed).
     """
     threads = asked or (1 if processes.device.type == "cpu" else os.cpu_count() or 1)
     return -(-threads // processes.local_size)

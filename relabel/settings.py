@@ -61,7 +61,7 @@ class Flag(Checker):
 
 
 class Number(Checker):
-    """A finite number (or, with `whole=True`, an integer) within bounds, ends included."""
+    """A finite number (or, with `whole=True`, an integer) within bounds, inclusive."""
 
     def __init__(self, least: float = -math.inf, greatest: float = math.inf, whole: bool = False) -> None:
         self.least, self.greatest, self.whole = least, greatest, whole
@@ -98,7 +98,7 @@ class Choice(Checker):
         return " | ".join(self.words)
 
 
-# Names of the official project's base.yaml that are called otherwise here, and --resume.
+# Names of the official project's base.yaml that have another name here, and --resume.
 OFFICIAL_NAMES = {
     "resume": ("logging.resume", None),
     "data.dataset": (None, {"imagenet": ""}),
@@ -117,7 +117,7 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
         kind: a dataclass of `group`s, one a section; a section's docstring describes it.
         description: the head of `--help`; the table of all settings follows it.
         translations: other names that are understood: name -> (ours, None for one that is accepted and changes
-            nothing; and what its values are called here, None where they stay).
+            nothing; and what its values are called here, None where they are the same).
 
     Raises:
         SystemExit: code 2 with one message that names an unknown key (and the nearest known one), an unreadable
@@ -140,12 +140,15 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
         "--config-file-path",
         action="append",
         default=[],
-        help="YAML file of settings, one of yours or of rn50_configs/; repeatable",
+        help="YAML file of settings, one of yours or of rn50_configs/; repeatable, later ones override earlier ones; "
+        "a file's key `base: FILE.yaml`, relative to itself, names another whose settings it overrides",
     )
     arguments, rest = parser.parse_known_args()
     known = {".".join(path) for path in config.entries} | set(translations)
     for file in arguments.config_file:
-        config.collect(_translated(_read_yaml(file, known), translations))
+        own = ROOT / file  # e.g. rn50_configs/relabel_rn50.yaml, from wherever the command is called
+        path = own if own.exists() and not Path(file).exists() else Path(file)
+        config.collect(_read_yaml(path, known, translations))
     config.collect(_translated(_read_command_line(rest, known), translations))
     for path, entry in config.entries.items():
         name = ".".join(path)
@@ -204,7 +207,7 @@ def _check_known(key: str, known: set[str], where: str) -> None:
 
 
 def _translated(values: dict[str, Any], translations: Translations) -> dict[str, Any]:
-    """`values` under our names; the own name of a setting goes before a translated one."""
+    """`values` under our names; a setting's own name takes precedence over a translated one."""
     result = {}
     for key, value in values.items():
         if key in translations:
@@ -218,18 +221,29 @@ def _translated(values: dict[str, Any], translations: Translations) -> dict[str,
     return result
 
 
-def _read_yaml(file: str, known: set[str]) -> dict[str, Any]:
-    own = ROOT / file  # say rn50_configs/relabel_rn50.yaml, from wherever the command is called
+def _read_yaml(
+    file: Path, known: set[str], translations: Translations, children: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """A YAML file's settings, under our names, over those of its `base`; `children` are the files it is a base of."""
+    if file.resolve() in [child.resolve() for child in children]:
+        _stop(f"config file {file} is its own base: {' -> '.join(map(str, (*children, file)))}")
+    origin = f" (the base of {children[-1]})" if children else ""
     try:
-        content = yaml.safe_load((own if own.exists() and not Path(file).exists() else Path(file)).read_text()) or {}
+        content = yaml.safe_load(file.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        _stop(f"cannot read config file {file}: {error}")
+        _stop(f"cannot read config file {file}{origin}: {error}")
     if not isinstance(content, dict):
-        _stop(f"config file {file} must hold sections of settings, found {type(content).__name__}")
+        _stop(f"config file {file}{origin} must hold sections of settings, found {type(content).__name__}")
+    inherited: dict[str, Any] = {}
+    if "base" in content:
+        base = content.pop("base")
+        if not isinstance(base, str) or not base:
+            _stop(f"config file {file}: base is {base!r}; must be the path of a YAML file, relative to this one")
+        inherited = _read_yaml(file.parent / base, known, translations, (*children, file))
     values = _flat(fix_dict(expand_keys(content)))
     for key in values:
-        _check_known(key, known, file)
-    return values
+        _check_known(key, known, str(file))
+    return inherited | _translated(values, translations)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -267,5 +281,5 @@ def _table(config: Config, translations: Translations) -> str:
         lines.append("\nother names that are understood, the official project's among them:")
     for name, (ours, words) in translations.items():
         values = f" [{', '.join(words)}]" if words else ""
-        lines.append(f"  --{name:32s} {f'--{ours}' if ours else 'may be said; changes nothing'}{values}")
+        lines.append(f"  --{name:32s} {f'--{ours}' if ours else 'accepted; changes nothing'}{values}")
     return "\n".join(lines)

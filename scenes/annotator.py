@@ -17,7 +17,8 @@ from relabel.precision import precision_of
 from .compose import ANNOTATOR_SHARE, CANVAS, CLASSES, OPAQUE_FROM, SIDE, background, read_photographs
 
 MAP_SIZE = 15
-STRIDE = 8  # pixels of the annotator's input a cell
+STEPS, BATCH_SIZE = 1000, 64  # of its training
+STRIDE = 8  # pixels of the annotator's input per cell
 
 
 class Annotator(nn.Module):
@@ -40,7 +41,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        # Zero padding would tell the border from the middle; a scene's border means nothing.
+        # Zero padding would let the network see the border; a scene's border means nothing.
         self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False, padding_mode="reflect")
         self.norm = nn.BatchNorm2d(outputs)
         self.residual = stride == 1 and inputs == outputs
@@ -73,7 +74,7 @@ class _SingleObjects:
         self.rng = rng
 
     def batch(self, indices: np.ndarray, empty_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images `[B, 3, S, S]` and targets `[B, C]`. All objects of a batch have one size and place."""
+        """Images `[B, 3, S, S]` and targets `[B, C]`. All objects of a batch have one size and position."""
         rng, count, extent = self.rng, len(indices), SIDE[1]
         side = int(rng.integers(*SIDE, endpoint=True))
         y, x = rng.integers(0, extent - side, 2, endpoint=True)
@@ -90,16 +91,16 @@ class _SingleObjects:
         return PREPROCESSING.normalize(images), torch.where(shown[:, :, 0, 0], targets, 1 / len(CLASSES))
 
 
-def train_annotator(seed: int, steps: int = 1000, batch: int = 64) -> tuple[Annotator, float]:
+def train_annotator(seed: int) -> tuple[Annotator, float]:
     """Train the annotator on single objects; returns it and its accuracy in percent on unseen ones."""
     torch.manual_seed(seed)
     rng, held_out = np.random.default_rng(seed), 2000
     objects = _SingleObjects(rng)
     model = Annotator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    for _ in tqdm(range(steps), desc="annotator", disable=None):
-        images, targets = objects.batch(rng.integers(0, ANNOTATOR_SHARE - held_out, batch), objects.EMPTY_SHARE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
+    for _ in tqdm(range(STEPS), desc="annotator", disable=None):
+        images, targets = objects.batch(rng.integers(0, ANNOTATOR_SHARE - held_out, BATCH_SIZE), objects.EMPTY_SHARE)
         loss = F.cross_entropy(model(images), targets)
         optimizer.zero_grad()
         loss.backward()

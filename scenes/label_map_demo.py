@@ -35,7 +35,7 @@ def main() -> None:
     command("generate_label_maps.py", f"--data.data_dir={images}", f"--maps.path={maps}", f"--model.arch={LITE0}")
     command(
         "inspect_label_maps.py", "--images", str(images), "--label-maps", str(maps), "--annotator", LITE0,
-        "--temperature=0.4",  # this network's scores on whole images of 480 pixels are small
+        "--temperature=0.4",  # this network's scores on full images of 480 pixels are small
         "--out", str(FOLDER / "pictures"),
     )  # fmt: skip
 

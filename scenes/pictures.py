@@ -14,7 +14,7 @@ def draw_crops(
     """A sheet: each row an image with its single label, and random crops of it with their pooled targets.
 
     Args:
-        images: one uint8 `[H, W, 3]` a row.
+        images: one uint8 `[H, W, 3]` per row.
         crops: for each image `(pixels uint8 [S, S, 3], crop box [4] in fractions, soft target [C])`.
         labels: the images' single labels.
         classes: class names.

@@ -57,7 +57,7 @@ def main(folder: Path, seeds: list[int]) -> None:
 
 
 def write_clean_labels(data: Path) -> None:
-    """The list for the row "label cleaning": labels that the annotator, asked for the whole scene, holds for less
+    """The list for the row "label cleaning": labels that the annotator, given the full scene, finds less
     likely than chance are left out.
     """
     layout = json.loads((data / "train.json").read_text())
@@ -86,7 +86,7 @@ def make_table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
 
 
 def draw(results: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Each row's seeds as points, means and standard errors as bars."""
+    """Each row's seeds as points, means and standard errors as error bars."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     names = list(results)[::-1]

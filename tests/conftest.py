@@ -51,7 +51,7 @@ class Command:
         self._process.join(timeout)
         if self._process.exitcode is None:
             self._process.kill()
-            raise TimeoutError(f"no end after {timeout} s; stderr: {self._err.read_text()[-2000:]}")
+            raise TimeoutError(f"not finished after {timeout} s; stderr: {self._err.read_text()[-2000:]}")
         out, err = (file.read_text() if file.exists() else "" for file in (self._out, self._err))
         return subprocess.CompletedProcess((), self._process.exitcode, out, err)
 
@@ -73,7 +73,7 @@ def run(command: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
 
 
 def label_map_tensor(rng: np.random.Generator, num_classes: int, top_k: int = 5, height: int = 15, width: int = 15):
-    """A label map in the official layout, rows = y: scores representable in float16, distinct classes a place."""
+    """A label map in the official layout, rows = y: scores representable in float16, distinct classes in each cell."""
     scores = rng.normal(3, 4, (top_k, height, width)).astype(np.float16).astype(np.float32)
     classes = rng.random((num_classes, height, width)).argsort(0)[:top_k]
     return torch.from_numpy(np.stack([scores, classes.astype(np.float32)]))

@@ -25,7 +25,7 @@ def compile_for_gpu(file: Path, architecture: str, macros: tuple[str, ...]) -> N
 
 
 def compile_for_host(main: Path, library: Path, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile a C++ file that includes a kernel, with a block for a thread, and load it."""
+    """Compile a C++ file that includes a kernel, with one thread per block, and load it."""
     command = ["g++", "-O1", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-DHOST_SHIM", *macros]
     folders = [f"-I{ROOT / 'tests'}", f"-I{ROOT / 'ffcv_fields' / 'cuda'}"]
     subprocess.run([*command, *folders, str(main), "-o", str(library)], check=True)

@@ -1,4 +1,4 @@
-"""Processes killed at random moments, again and again: what is left must be whole or not there, and a rerun succeeds.
+"""Processes killed at random moments, again and again: what is left must be complete or absent, and a rerun succeeds.
 
     python tests/faults.py --conversions 50 --trainings 20
 
@@ -45,7 +45,7 @@ def shared_memory() -> set[str]:
 def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     """Conversions of which the parent or a worker is killed at a random moment. Returns counts of how they ended.
 
-    Each round: the file is complete or not there, no process and no shared memory is left; at the end a run that is
+    Each round: the file is complete or absent, no process and no shared memory is left; at the end a run that is
     not disturbed succeeds.
     """
     from conftest import ROOT, run
@@ -93,8 +93,8 @@ def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     return counts
 
 
-def training_rounds(arguments: list[str], whole: Path, folder: Path, rounds: int, seed: int) -> int:
-    """One training, killed `rounds` times at random moments and gone on with; it must end as `whole` did.
+def training_rounds(arguments: list[str], uninterrupted: Path, folder: Path, rounds: int, seed: int) -> int:
+    """One training, killed `rounds` times at random moments and resumed; it must end as `uninterrupted` did.
 
     Returns how often it was killed before it was done.
     """
@@ -111,7 +111,7 @@ def training_rounds(arguments: list[str], whole: Path, folder: Path, rounds: int
         kills += process.wait().returncode == -signal.SIGKILL
     last = run(*arguments, f"--logging.folder={folder}")
     assert last.returncode == 0, last.stderr
-    same_in_the_end(folder, whole)
+    same_in_the_end(folder, uninterrupted)
     return kills
 
 
@@ -129,9 +129,9 @@ if __name__ == "__main__":
             print("conversions:", conversion_rounds(Path(temporary), options.conversions, options.seed), flush=True)
         if options.trainings:
             settings = training_arguments(Path(temporary) / "data")
-            assert run(*settings, f"--logging.folder={temporary}/whole").returncode == 0
+            assert run(*settings, f"--logging.folder={temporary}/uninterrupted").returncode == 0
             killed = training_rounds(
-                settings, Path(temporary) / "whole", Path(temporary) / "killed", options.trainings, options.seed
+                settings, Path(temporary) / "uninterrupted", Path(temporary) / "killed", options.trainings, options.seed
             )
             print(
                 f"training: killed {killed} times in {options.trainings} rounds; weights equal to an undisturbed run's"

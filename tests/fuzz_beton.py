@@ -1,12 +1,12 @@
-"""Damaged and hostile `.beton` files by the thousand: each must end in one clear error or be read rightly.
+"""Damaged and hostile `.beton` files by the thousand: each must end in one clear error or be read correctly.
 
     python tests/fuzz_beton.py --count 50000
 
 Mutates headers, field descriptors, metadata, the allocation table, JPEG and label-map data, and lengths
 (structure-aware, seeded). Each file is opened as training opens it; what opens is decoded, every sample, by the very C
-and numba code that the loader calls, with the source ending at a page that must not be touched and a fence behind every
-buffer. Some go through a whole loader. Runs in child processes: a crash, a hang or a broken fence is counted, and the
-rest goes on.
+and numba code that the loader calls, with the source ending at a protected page and guard bytes after every
+buffer. Some go through a complete loader. Runs in child processes: a crash, a hang or an overwritten guard is counted,
+and the rest continues.
 """
 
 import argparse
@@ -24,14 +24,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-LOADER_EVERY = 200  # one file in so many goes through a whole loader
+LOADER_EVERY = 200  # one file in so many goes through a complete loader
 HANG = 60  # seconds
-FENCE = 64  # bytes behind a buffer
+FENCE = 64  # guard bytes after a buffer
 INTERESTING = (0, 1, 2, 3, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
 
 def mutate(data: bytearray, rng: np.random.Generator) -> str:
-    """Change `data`, a `.beton`, in place; says what was done."""
+    """Mutate `data`, a `.beton`, in place; returns what was done."""
     import ffcv_fields  # noqa: F401 - before FFCV
     from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 
@@ -90,7 +90,7 @@ def mutate(data: bytearray, rng: np.random.Generator) -> str:
 
 
 class Guarded:
-    """Memory whose last byte is followed by a page that must not be touched."""
+    """Memory whose last byte is followed by a protected page."""
 
     def __init__(self, most: int) -> None:
         page = mmap.PAGESIZE
@@ -138,8 +138,8 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
         if height * width < 1 << 24:
             pixels, exact = np.full(3 * height * width + FENCE, 77, np.uint8), np.empty((size, size, 3), np.uint8)
             _decode_exact(source, sizes[at], not raw, height, width, y, x, h, w, False, 0, exact, pixels.ctypes.data)
-            assert (pixels[-FENCE:] == 77).all(), "wrote behind the pixels"
-        assert (scratch[-FENCE:] == 77).all() and (out[-FENCE:] == 77).all(), "wrote behind a buffer"
+            assert (pixels[-FENCE:] == 77).all(), "wrote past the pixels"
+        assert (scratch[-FENCE:] == 77).all() and (out[-FENCE:] == 77).all(), "wrote past a buffer"
     field = header.handlers.get("label_map")
     if field is not None:
         present = np.flatnonzero(columns["label_map"]["present"] == 1)

@@ -2,8 +2,8 @@
 
     python tests/fuzz_jpeg.py --seconds 60
 
-Images of all kinds of JPEG are encoded, damaged, cut off, and decoded from memory of exactly their size. The first read
-or write outside a buffer ends it with the sanitizer's report and exit code 1.
+Images of all kinds of JPEG are encoded, damaged, truncated, and decoded from memory of exactly their size. The first
+read or write outside a buffer ends it with the sanitizer's report and exit code 1.
 """
 
 import argparse
@@ -44,9 +44,9 @@ def jpeg(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def damaged(rng: np.random.Generator, whole: np.ndarray) -> np.ndarray:
-    bytes_ = whole.copy()
-    first = 0 if rng.random() < 0.3 else whole.tobytes().find(b"\xff\xda")  # mostly behind the header
+def damaged(rng: np.random.Generator, intact: np.ndarray) -> np.ndarray:
+    bytes_ = intact.copy()
+    first = 0 if rng.random() < 0.3 else intact.tobytes().find(b"\xff\xda")  # mostly after the header
     for at in rng.integers(first, len(bytes_), rng.integers(0, 8)):
         bytes_[at] = rng.choice([*MARKERS, rng.integers(256)])
     return bytes_[: rng.integers(len(bytes_))].copy() if rng.random() < 0.3 else bytes_
@@ -60,9 +60,9 @@ def main(library: str, seed: int, seconds: float) -> None:
     rng, end, codes = np.random.default_rng(seed), time.monotonic() + seconds, collections.Counter()
     while time.monotonic() < end:
         height, width = (int(side) for side in rng.integers(1, 140, 2))
-        whole = jpeg(rng, height, width)
+        intact = jpeg(rng, height, width)
         for _ in range(5):
-            source, size = damaged(rng, whole), int(rng.integers(1, 60))
+            source, size = damaged(rng, intact), int(rng.integers(1, 60))
             y, x = int(rng.integers(height)), int(rng.integers(width))
             box = y, x, int(rng.integers(1, height - y + 1)), int(rng.integers(1, width - x + 1))
             out = np.empty((size, size, 3), np.uint8)

@@ -15,4 +15,4 @@ DEVICE unsigned bits_from_float(float f) { unsigned bits; std::memcpy(&bits, &f,
 DEVICE float float_from_half(unsigned short bits) { _Float16 h; std::memcpy(&h, &bits, 2); return (float)h; }
 DEVICE unsigned short half_from_float(float f) { _Float16 h = (_Float16)f; unsigned short b; std::memcpy(&b, &h, 2); return b; }
 DEVICE float not_a_number() { return NAN; }
-DEVICE float add_to(float *place, float value) { return *place += value; }
+DEVICE float add_to(float *address, float value) { return *address += value; }

@@ -18,7 +18,7 @@ def pooled_scores(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, o
     batch, _, _, height, width = label_maps.shape
     scores = torch.from_numpy(np.ascontiguousarray(label_maps[:, 0]).view(np.float16 if half else np.float32)).float()
     classes = torch.from_numpy(label_maps[:, 1].astype(np.int64))
-    dense = torch.zeros(batch, num_classes + 1, height, width)  # the last one takes the empty places
+    dense = torch.zeros(batch, num_classes + 1, height, width)  # the last one takes the empty cells
     dense.scatter_(1, torch.where(classes < 0, num_classes, classes), scores)
     grid = torch.from_numpy(boxes) * torch.tensor([width, height, width, height]) - 0.5
     rois = torch.cat([torch.arange(batch)[:, None].float(), grid], 1)
@@ -26,7 +26,7 @@ def pooled_scores(label_maps: np.ndarray, boxes: np.ndarray, num_classes: int, o
 
 
 def random_maps(rng, batch, num_classes, top_k, height, width, score_dtype, empty=0.1):
-    """Packed maps with distinct classes at each place and a share of empty entries."""
+    """Packed maps with distinct classes in each cell and a share of empty entries."""
     maps = []
     for _ in range(batch):
         scores = rng.normal(2, 5, (top_k, height, width)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Dense annotators of many architectures; label maps written, restarted, packed, looked at and judged."""
+"""Dense annotators of many architectures; label maps written, resumed, packed, inspected and checked."""
 
 import json
 
@@ -68,7 +68,7 @@ class Shades(nn.Module):
 PLAIN = Preprocessing(64, (0.0,) * 3, (1.0,) * 3)
 
 
-def test_rows_of_a_map_are_the_image_s_y_and_the_whole_image_is_seen(tmp_path):
+def test_rows_of_a_map_are_the_image_s_y_and_the_full_image_is_seen(tmp_path):
     pixels = np.zeros((30, 90, 3), np.uint8)
     pixels[15:] = 255  # the lower half is bright
     Image.fromarray(pixels).save(tmp_path / "half.png")
@@ -86,7 +86,7 @@ def generate(images, path, *more):
     )  # fmt: skip
 
 
-def test_maps_are_generated_in_the_official_format_and_go_on_where_they_stopped(tmp_path):
+def test_maps_are_generated_in_the_official_format_and_resume_where_they_stopped(tmp_path):
     files = write_images(tmp_path / "images", 12)
     torch.manual_seed(0)
     torch.save(build_model("resnet18", 8).state_dict(), tmp_path / "net.pth")
@@ -247,6 +247,6 @@ def test_the_cat_s_cells_say_cat(tmp_path):
     images = preprocessing.normalize(preprocessing.read(tmp_path / "cat.png")[None])
     _, classes = label_maps(DenseAnnotator(network, 480), images, 5, 15)
     cats = [i for i, name in enumerate(imagenet_names()) if name in ("tabby", "tiger cat", "Egyptian cat")]
-    face = classes[0, 0, 3:13, 3:12]  # its place in the photograph
+    face = classes[0, 0, 3:13, 3:12]  # its position in the photograph
     assert torch.isin(face, torch.tensor(cats)).double().mean() > 0.7
     assert not torch.isin(classes[0, 0, :5, 14], torch.tensor(cats)).any()  # the background above right

@@ -57,7 +57,7 @@ def test_augmentation_with_given_draws_is_torchvision_s(order):
 
 
 @pytest.mark.parametrize("dtype", OUT_MACROS)
-def test_the_cuda_source_compiles_and_agrees_with_its_twin(tmp_path, dtype):
+def test_the_cuda_source_compiles_and_agrees_with_its_cpu_counterpart(tmp_path, dtype):
     for architecture in ("sm_80", "sm_90"):
         compile_for_gpu(CUDA_SOURCE, architecture, OUT_MACROS[dtype])
     main = tmp_path / "main.cpp"
@@ -77,18 +77,18 @@ def test_the_cuda_source_compiles_and_agrees_with_its_twin(tmp_path, dtype):
         draws, out = some_draws(order), torch.empty(images.shape, dtype=dtype)
         pointers = [images.data_ptr(), draws.ctypes.data, _STATISTICS.ctypes.data, out.data_ptr()]
         library.run(*map(ctypes.c_void_p, pointers), 6, 24 * 24)
-        twin = apply_draws(images, draws, torch.float32)
-        assert torch.allclose(out.permute(0, 3, 1, 2).float(), twin, atol=1e-5 if dtype == torch.float32 else 2e-2)
+        on_cpu = apply_draws(images, draws, torch.float32)
+        assert torch.allclose(out.permute(0, 3, 1, 2).float(), on_cpu, atol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", OUT_MACROS)
-def test_on_a_gpu_augmentation_agrees_with_the_cpu_twin(dtype):
+def test_on_a_gpu_augmentation_agrees_with_the_cpu(dtype):
     for order in ORDERS:
         draws = some_draws(order)
         ours = apply_draws(pictures().cuda(), draws, dtype).float().cpu()
-        twin = apply_draws(pictures(), draws, torch.float32)
-        assert torch.allclose(ours, twin, atol=1e-4 if dtype == torch.float32 else 2e-2)
+        on_cpu = apply_draws(pictures(), draws, torch.float32)
+        assert torch.allclose(ours, on_cpu, atol=1e-4 if dtype == torch.float32 else 2e-2)
 
 
 def test_augmented_images_are_distributed_as_torchvision_s():
@@ -103,7 +103,7 @@ def test_augmented_images_are_distributed_as_torchvision_s():
         assert ks_2samp(statistic(ours).numpy(), statistic(theirs).numpy()).pvalue > 1e-3
 
 
-def test_lighting_shifts_each_image_along_the_principal_colours():
+def test_lighting_shifts_each_image_along_the_principal_colors():
     images = pictures(400, 4)
     shift = (augment(images, np.random.default_rng(0), 0.0, 0.1, torch.float32) - normalize(images)).mean((2, 3))
     shift = shift * torch.tensor(IMAGENET_STD)

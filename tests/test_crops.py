@@ -110,7 +110,7 @@ def test_the_box_is_the_region_of_the_pixels_and_workers_do_not_matter(coordinat
         assert sorted(labels) == list(range(42))
         for pixels, (x1, y1, x2, y2) in zip(images.astype(float) / 255, boxes, strict=True):
             red, green = pixels[..., 0], pixels[..., 1]
-            # The outermost output pixels average 1/64 of the box: their centres are half of that inside.
+            # The outermost output pixels average 1/64 of the box: their centers are half of that inside.
             left, right = red[:, 0].mean(), red[:, -1].mean()
             left, right = min(left, right), max(left, right)  # flipped or not
             inset_x, inset_y = (x2 - x1) / 128, (y2 - y1) / 128
@@ -123,11 +123,11 @@ def test_the_box_is_the_region_of_the_pixels_and_workers_do_not_matter(coordinat
     by_label = dict(zip(first[1], first[2], strict=True))
     same = sum(np.array_equal(by_label[label], box) for label, box in zip(again[1], again[2], strict=True))
     assert same < 4  # other crops in another epoch
-    fresh = read_epoch(make_loader(coordinates, 2), 3)  # as after a restart
+    fresh = read_epoch(make_loader(coordinates, 2), 3)  # as in a resumed run
     assert all(np.array_equal(a, b) for a, b in zip(fresh, read_epoch(loaders[2], 3), strict=True))
 
 
-def test_flips_mirror_half_of_the_images(coordinates):
+def test_half_of_the_images_are_flipped(coordinates):
     images, _, _ = read_epoch(make_loader(coordinates, 2), 0)
     flipped = [pixels[:, 0, 0].mean() > pixels[:, -1, 0].mean() for pixels in images]
     assert 8 <= sum(flipped) <= 34

@@ -50,7 +50,7 @@ def test_two_processes_train_and_evaluate_as_one(small, tmp_path):  # noqa: F811
     assert tested[0].startswith("top_1") and tested[0] == tested[1]
 
 
-def test_a_run_goes_on_with_another_number_of_processes(small, tmp_path):  # noqa: F811
+def test_a_run_resumes_with_another_number_of_processes(small, tmp_path):  # noqa: F811
     batch = ("--optim.batch_size=32", "--resume=auto")
     assert train(small, tmp_path / "run", 2, *batch, "--optim.epochs=1").returncode == 0
     result = train(small, tmp_path / "run", 1, *batch, "--optim.epochs=2")

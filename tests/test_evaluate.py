@@ -1,4 +1,4 @@
-"""Label sets in their official formats, by values worked out by hand, and the evaluating command on all of them."""
+"""Label sets in their official formats, by values computed by hand, and the evaluation command on all of them."""
 
 import csv
 import json
@@ -23,8 +23,8 @@ from relabel.processes import join
 WNIDS = list(imagenet_classes())
 
 
-def write_colours(root, images, num_classes=1000):
-    """`[(class folder, name, class shown)]`: grey images whose brightness is the class that `Brightness` will say."""
+def write_colors(root, images, num_classes=1000):
+    """`[(class folder, name, class shown)]`: gray images whose brightness is the class that `Brightness` predicts."""
     for folder, name, shown in images:
         (root / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60, 50), (round(255 * shown / num_classes),) * 3).save(root / folder / name, format="PNG")
@@ -70,8 +70,8 @@ def test_classes_are_aligned_by_name():
 @pytest.mark.parametrize("packed", [False, True])
 def test_imagenet_v2_s_numeric_folders_and_a_variant_s_subset(tmp_path, packed):
     shown = [("40", 40), ("120", 120), ("200", 200), ("360", 80), ("520", 520)]  # one wrong
-    write_colours(tmp_path / "v2", [(folder, f"{i}.png", c) for i, (folder, c) in enumerate(shown)])
-    write_colours(tmp_path / "a", [(WNIDS[c], f"{c}.png", c + 3) for c in (80, 400, 801)])
+    write_colors(tmp_path / "v2", [(folder, f"{i}.png", c) for i, (folder, c) in enumerate(shown)])
+    write_colors(tmp_path / "a", [(WNIDS[c], f"{c}.png", c + 3) for c in (80, 400, 801)])
     paths = tmp_path / "v2", tmp_path / "a"
     if packed:
         for path in paths:
@@ -145,16 +145,16 @@ def test_renormalize_gives_what_the_network_was_trained_on():
 def test_the_command_evaluates_everything_in_one_go(tmp_path):
     torch.manual_seed(0)
     torch.save(build_model("shufflenet_v2_x0_5", 1000).state_dict(), tmp_path / "net.pth")
-    write_colours(
+    write_colors(
         tmp_path / "val", [(WNIDS[c], f"ILSVRC2012_val_{i + 1:08d}.JPEG", c) for i, c in enumerate(range(0, 400, 40))]
     )
     for variant in ("imagenetv2-matched-frequency-format-val", "imagenetv2-threshold0.7-format-val"):
-        write_colours(tmp_path / "v2" / variant, [(str(c), "a.png", c) for c in (2, 10)])
+        write_colors(tmp_path / "v2" / variant, [(str(c), "a.png", c) for c in (2, 10)])
     for name in ("a", "r", "o"):
-        write_colours(tmp_path / name, [(WNIDS[c], "a.png", c) for c in (40, 80, 120)])
+        write_colors(tmp_path / name, [(WNIDS[c], "a.png", c) for c in (40, 80, 120)])
     for corruption in ("fog", "snow"):
         for severity in (1, 2):
-            write_colours(
+            write_colors(
                 tmp_path / "c" / "weather" / corruption / str(severity), [(WNIDS[c], "a.png", c) for c in (0, 999)]
             )
     (tmp_path / "real.json").write_text(json.dumps([[i] for i in range(5)] + [[]] * 5))

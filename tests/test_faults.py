@@ -1,4 +1,4 @@
-"""Fuzzed files, killed conversions, full disks, hostile label maps, odd images, and nothing that grows."""
+"""Fuzzed files, killed conversions, full disks, hostile label maps, odd images, and nothing that leaks."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def test_two_thousand_mutated_files_end_in_an_error_or_are_read(tmp_path):
     assert sum(outcomes.values()) == 2000 and outcomes["refused"] > 800 and outcomes["read"] > 200
 
 
-def test_killed_conversions_leave_a_whole_file_or_none(tmp_path):
+def test_killed_conversions_leave_a_complete_file_or_none(tmp_path):
     counts = conversion_rounds(tmp_path, rounds=4, seed=0)
     assert counts["parent killed"] >= 1 and counts["worker killed"] >= 1
 
@@ -66,8 +66,8 @@ class Bomb:
 def zip_bomb(file):
     """A zip as torch writes it, whose storage unpacks to 256 MiB from 256 KiB."""
     torch.save(torch.zeros(2, 5, 15, 15), file)
-    with zipfile.ZipFile(file) as whole:
-        entries = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bomb:
         for name, content in entries.items():
             bomb.writestr(name, bytes(256 << 20) if "/data/" in name else content)
@@ -84,8 +84,8 @@ def legacy_bomb(file):
 
 def wrong_endianness(file):
     torch.save(torch.rand(2, 5, 15, 15), file)
-    with zipfile.ZipFile(file) as whole:
-        entries = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w") as other:
         for name, content in entries.items():
             other.writestr(name, b"middle" if name.endswith("byteorder") else content)
@@ -133,20 +133,20 @@ def save_odd_images(folder):
     """Images of many kinds; returns those that can be shown and those that cannot, by name."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    colour = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    color = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
     rotated = Image.Exif()
     rotated[0x0112] = 6  # "turn by 90 degrees", which torchvision does not do
     good = {
-        "cmyk.JPEG": lambda f: colour.convert("CMYK").save(f, "JPEG"),
-        "grayscale.jpg": lambda f: colour.convert("L").save(f),
-        "png_named.JPEG": lambda f: colour.save(f, "PNG"),
-        "palette.png": lambda f: colour.convert("P").save(f),
-        "transparent.png": lambda f: colour.convert("RGBA").save(f),
+        "cmyk.JPEG": lambda f: color.convert("CMYK").save(f, "JPEG"),
+        "grayscale.jpg": lambda f: color.convert("L").save(f),
+        "png_named.JPEG": lambda f: color.save(f, "PNG"),
+        "palette.png": lambda f: color.convert("P").save(f),
+        "transparent.png": lambda f: color.convert("RGBA").save(f),
         "sixteen_bit.png": lambda f: Image.fromarray(rng.integers(0, 65535, (20, 20), dtype=np.uint16)).save(f),
-        "animated.webp": lambda f: colour.save(f, save_all=True, append_images=[colour.rotate(180)], lossless=True),
-        "exif_rotated.jpg": lambda f: colour.save(f, exif=rotated),
-        "progressive.jpg": lambda f: colour.save(f, progressive=True),
-        "one_pixel.png": lambda f: colour.crop((0, 0, 1, 1)).save(f),
+        "animated.webp": lambda f: color.save(f, save_all=True, append_images=[color.rotate(180)], lossless=True),
+        "exif_rotated.jpg": lambda f: color.save(f, exif=rotated),
+        "progressive.jpg": lambda f: color.save(f, progressive=True),
+        "one_pixel.png": lambda f: color.crop((0, 0, 1, 1)).save(f),
         "long.png": lambda f: Image.new("RGB", (30000, 10), (9, 200, 30)).save(f),
     }
     bad = {
@@ -187,7 +187,7 @@ def stored_images(path):
     ]  # fmt: skip
 
 
-# --- nothing grows ------------------------------------------------------------------------------------------------
+# --- nothing leaks ------------------------------------------------------------------------------------------------
 
 SOAK = """
 import ctypes, gc, os, sys
@@ -229,7 +229,7 @@ print(*before, *use())
 
 def test_fifteen_hundred_epochs_leave_memory_threads_and_files_as_they_were(beton):
     script = SOAK.format(root=str(ROOT), path=str(beton))
-    # One arena: mallinfo2 speaks of the first alone.
+    # One arena: mallinfo2 reports the first alone.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment
@@ -237,8 +237,8 @@ def test_fifteen_hundred_epochs_leave_memory_threads_and_files_as_they_were(beto
     assert result.returncode == 0, result.stderr
     before, after = np.array(result.stdout.split(), float).reshape(2, 4)
     allocated, resident, threads, files = after - before
-    assert files == 0 and threads <= 1, (before, after)  # the loader's thread may be at its end or not
-    # In MiB. A leak that this found, of numba's TBB threads, was up to 100 KB an epoch, 130 in all, not by malloc.
+    assert files == 0 and threads <= 1, (before, after)  # the loader's thread may have ended or not
+    # In MiB. A leak that this found, of numba's TBB threads, was up to 100 KB per epoch, 130 in all, not by malloc.
     assert allocated < 3 and resident < 32, (before, after)
 
 

@@ -63,11 +63,11 @@ def area_crop(pixels, box, size):
     for axis, length in ((0, h), (1, w)):
         edges = np.arange(size + 1) * length / size
         sums = np.concatenate([np.zeros_like(cropped.take([0], axis)), cropped.cumsum(axis)], axis)
-        whole, part = np.minimum(edges.astype(int), length), edges - np.minimum(edges.astype(int), length)
-        following = cropped.take(np.minimum(whole, length - 1), axis)
+        index, part = np.minimum(edges.astype(int), length), edges - np.minimum(edges.astype(int), length)
+        following = cropped.take(np.minimum(index, length - 1), axis)
         shape = [1, 1, 1]
         shape[axis] = size + 1
-        cropped = np.diff(sums.take(whole, axis) + following * part.reshape(shape), axis=axis) * size / length
+        cropped = np.diff(sums.take(index, axis) + following * part.reshape(shape), axis=axis) * size / length
     return cropped
 
 
@@ -77,8 +77,8 @@ def test_raw_pixels_are_the_area_filter_s_to_rounding(box):
     code, ours = crop_decode(pixels.copy(), 300, 451, box, 160, raw=True)
     assert code == 0 and np.abs(ours - area_crop(pixels, box, 160)).max() < 1.6  # weights of 8 bits vertically
     assert abs((ours - area_crop(pixels, box, 160)).mean()) < 0.1
-    _, mirrored = crop_decode(pixels.copy(), 300, 451, box, 160, raw=True, flip=True)
-    assert np.array_equal(mirrored[:, ::-1], ours)
+    _, flipped = crop_decode(pixels.copy(), 300, 451, box, 160, raw=True, flip=True)
+    assert np.array_equal(flipped[:, ::-1], ours)
 
 
 def test_enlarging_is_bilinear():
@@ -101,7 +101,7 @@ def test_float_output_is_the_normalized_bytes():
 
 
 def test_fast_crops_look_like_full_decode_and_area_filter():
-    """The issue's bar: mean PSNR of at least 38 dB over RandomResizedCrop's crops, no bias in mean colour."""
+    """The issue's bar: mean PSNR of at least 38 dB over RandomResizedCrop's crops, no bias in mean color."""
     sample, _ = CropSampler(0).compile()
     psnr, bias = [], []
     for which in range(4):
@@ -156,7 +156,7 @@ def test_our_huffman_decoder_gives_libjpeg_s_pixels_bit_for_bit(
     assert code == 0 and np.array_equal(ours, libjpeg_s(jpeg, side, side))
 
 
-def test_crops_of_jpegs_with_restart_markers_are_those_without(tmp_path):
+def test_crops_of_jpegs_with_restart_markers_are_those_without():
     pixels, stored = np.asarray(photograph(0)), {}
     for interval in (0, 1, 4, 7, 29, 1000):
         field, memory = image_field(interval, write_mode="jpg", jpeg_quality=90), []

@@ -166,7 +166,7 @@ def test_a_missing_file_is_named():
 def test_pointers_and_sizes_of_label_maps_are_checked(beton, tmp_path):
     header = read_header(str(beton))
     raw = beton.read_bytes()
-    start = raw.index(header.metadata.tobytes())  # the metadata's place is found from its bytes
+    start = raw.index(header.metadata.tobytes())  # the metadata's offset is found from its bytes
     where = start + header.metadata.dtype.fields["f2"][1] + header.metadata["f2"].dtype.fields["data_ptr"][1]
 
     def point_elsewhere(data):

@@ -56,7 +56,7 @@ def test_every_subnormal_and_extreme_half_is_read_exactly():
         assert np.abs(pool(packed, boxes, 3).numpy() - reference(packed, boxes, 3)).max() <= 1e-6
 
 
-def test_a_class_listed_twice_at_a_place_counts_with_the_sum():
+def test_a_class_listed_twice_in_a_cell_counts_with_the_sum():
     twice = np.zeros((1, 2, 2, 1, 1), np.int16)
     twice[0, 0, :, 0, 0] = np.array([1.5, 2.0], np.float16).view(np.int16)
     once = twice[:, :, :1].copy()
@@ -85,7 +85,7 @@ def test_a_sample_without_label_map_gets_its_single_label():
         pool(maps, boxes, 10)
 
 
-def test_a_place_without_any_class_shares_evenly():
+def test_a_cell_without_any_class_shares_evenly():
     maps = np.full((1, 2, 5, 15, 15), -1, np.int16)
     assert torch.allclose(pool(maps, FULL.numpy(), 8), torch.full((1, 8), 1 / 8))
 

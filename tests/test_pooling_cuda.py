@@ -80,13 +80,13 @@ def test_the_second_path_for_many_classes_agrees(host):
     assert np.abs(ours - reference(maps, boxes, 21841, 1.5)).max() <= 1e-6
 
 
-def test_grids_of_targets_and_probabilities_are_the_cpu_twin_s(host):
+def test_grids_of_targets_and_probabilities_are_the_cpu_s(host):
     maps = random_maps(np.random.default_rng(0), 3, 60, 5, 18, 18, "float16")
     boxes = np.array([[0.1, 0.2, 0.7, 0.5], [0, 0, 1, 1], [-0.1, 0.4, 0.41, 1.2]], np.float32)
     for softmax in (True, False):
         ours = host(maps, boxes, 80, softmax=softmax, output_size=14).permute(0, 3, 1, 2)
-        twin = label_pooling(torch.from_numpy(maps), torch.from_numpy(boxes), 80, softmax=softmax, output_size=14)
-        assert torch.allclose(ours, twin, atol=1e-5)
+        on_cpu = label_pooling(torch.from_numpy(maps), torch.from_numpy(boxes), 80, softmax=softmax, output_size=14)
+        assert torch.allclose(ours, on_cpu, atol=1e-5)
 
 
 @pytest.mark.parametrize("out_dtype", [torch.float16, torch.bfloat16])
@@ -109,7 +109,7 @@ def bad_samples():
 
 
 def check_bad_samples(targets):
-    """Where raising would cost a device sync the row is NaN, which the loss shows."""
+    """Where raising would synchronize the device the row is NaN, which the loss shows."""
     assert torch.isfinite(targets[0]).all() and torch.isnan(targets[1:5]).all()
     assert torch.equal(targets[5], torch.eye(10)[3]) and torch.isnan(targets[6]).all()
 

@@ -102,7 +102,7 @@ def test_image_size_ramps_in_steps_of_32():
 class Oracle(nn.Module):
     """Reads the class from the first pixel."""
 
-    def __init__(self, flipped_penalty=False):
+    def __init__(self):
         super().__init__()
         self.seen = 0
 
@@ -139,7 +139,7 @@ def test_evaluate_counts_exactly():
     multilabels[0] = False  # does not count
     oracle = Oracle()
     result = evaluate(oracle, batches, precision_of("fp32", torch.device("cpu")), True, multilabels.numpy())
-    assert oracle.seen == 14  # each image and its mirror image
+    assert oracle.seen == 14  # each image and its horizontal flip
     assert result["images"] == 7
     assert result["top_1"] == pytest.approx(100 * 5 / 7) and result["top_5"] == pytest.approx(100 * 6 / 7)
     assert result["multilabel"] == pytest.approx(100 * 5 / 6)

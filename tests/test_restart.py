@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or cut off resume as if nothing had happened."""
+"""Runs that are killed or stopped, and runs whose checkpoint is truncated, resume as if nothing had happened."""
 
 import os
 import signal

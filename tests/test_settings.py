@@ -1,50 +1,71 @@
 """Settings: YAML, command line, and the errors of both."""
 
-import subprocess
-import sys
+from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT, run
 
-SCRIPT = """
-import sys, json
-sys.path.insert(0, {root!r})
-from dataclasses import dataclass
-from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
+import train_imagenet
+from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lr:
     init: float = setting(Number(0), "rate", 0.5)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    \'\'\'the optimizer\'\'\'
+    """the optimizer"""
+
     lr: Lr = group(Lr)
     epochs: int = setting(Number(1, whole=True), "n")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     use: bool = setting(Flag(), "f", True)
     mode: str = setting(Choice("a", "b"), "m", "a")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     optim: Optim = group(Optim)
     data: Data = group(Data)
-settings = load_settings(Settings, "What it is.")
-assert settings.optim.lr.init == as_dict(settings)["optim.lr.init"]
-print(json.dumps(as_dict(settings)))
-"""
 
 
-def load(tmp_path, *arguments, yaml=None):
-    if yaml is not None:
-        (tmp_path / "c.yaml").write_text(yaml)
-        arguments = ("--config-file", str(tmp_path / "c.yaml"), *arguments)
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), *arguments], capture_output=True, text=True, timeout=60
-    )
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """The settings that a command resolves from its arguments and, with `yaml`, from a config file c.yaml."""
+
+    def load(*arguments, yaml=None, kind=Settings, translations=None):
+        if yaml is not None:
+            (tmp_path / "c.yaml").write_text(yaml)
+            arguments = ("--config-file", str(tmp_path / "c.yaml"), *arguments)
+        monkeypatch.setattr("sys.argv", ["command.py", *arguments])
+        return load_settings(kind, "What it is.", translations)
+
+    return load
 
 
-def test_the_command_line_goes_over_yaml_goes_over_defaults(tmp_path):
-    result = load(tmp_path, "--optim.lr.init", "2.e-3", yaml="optim: {epochs: 7, lr: {init: 1}}\ndata:\n  use: False\n")
-    assert result.stdout.strip() == '{"optim.lr.init": 0.002, "optim.epochs": 7, "data.use": false, "data.mode": "a"}'
+def test_the_command_line_goes_over_yaml_goes_over_defaults(load):
+    settings = load("--optim.lr.init", "2.e-3", yaml="optim: {epochs: 7, lr: {init: 1}}\ndata:\n  use: False\n")
+    assert settings == Settings(optim=Optim(lr=Lr(init=0.002), epochs=7), data=Data(use=False, mode="a"))
+    assert as_dict(settings) == {"optim.lr.init": 0.002, "optim.epochs": 7, "data.use": False, "data.mode": "a"}
+
+
+def test_a_file_goes_over_its_base_which_is_found_beside_it(tmp_path, load):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "middle.yaml").write_text("base: ../root.yaml\noptim: {epochs: 2}\ndata: {mode: b}")
+    (tmp_path / "root.yaml").write_text("optim: {epochs: 1, lr: {init: 3}}\ndata: {use: False}")
+    settings = load("--data.use=True", yaml="base: more/middle.yaml\noptim.epochs: 7")
+    assert settings == Settings(optim=Optim(lr=Lr(init=3), epochs=7), data=Data(use=True, mode="b"))
+
+
+def test_the_official_name_of_a_setting_goes_over_our_name_of_it_in_the_base(tmp_path, load):
+    (tmp_path / "base.yaml").write_text("data: {num_workers: 3}\nvalidation: {batch_size: 4}")
+    own = "base: base.yaml\ncompute: {num_workers: 5}"
+    settings = load(yaml=own, kind=train_imagenet.Settings, translations=OFFICIAL_NAMES)
+    assert settings.data.num_workers == 5 and settings.validation.batch_size == 4
 
 
 @pytest.mark.parametrize(
@@ -61,24 +82,33 @@ def test_the_command_line_goes_over_yaml_goes_over_defaults(tmp_path):
         (["train"], None, "did not expect 'train'"),
         ([], "- a\n- b", "must hold sections"),
         ([], "a: [", "cannot read config file"),
+        ([], "base: c.yaml", "c.yaml is its own base"),
+        ([], "base: b.yaml", "b.yaml is its own base"),
+        ([], "base: nowhere.yaml", "nowhere.yaml (the base of"),
+        ([], "base: [c.yaml]", "base is ['c.yaml']; must be the path of a YAML file"),
+        ([], "base:", "base is None; must be the path"),
+        ([], "base: misspelt.yaml", "did you mean optim.epochs?"),
+        (["--base=c.yaml"], None, "unknown setting base"),
     ],
 )
-def test_each_mistake_is_one_message_and_exit_code_2(tmp_path, arguments, yaml, says):
-    result = load(tmp_path, *arguments, yaml=yaml)
-    assert result.returncode == 2 and says in result.stderr and "Traceback" not in result.stderr
+def test_each_mistake_is_one_message_and_exit_code_2(tmp_path, load, capsys, arguments, yaml, says):
+    (tmp_path / "b.yaml").write_text("base: b2.yaml")
+    (tmp_path / "b2.yaml").write_text(f"base: ../{tmp_path.name}/b.yaml")
+    (tmp_path / "misspelt.yaml").write_text("optim: {epoch: 1}")
+    with pytest.raises(SystemExit) as stopped:
+        load(*arguments, yaml=yaml)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.startswith("command.py: ") and message.count("command.py: ") == 1
+    assert says in message
 
 
-def test_help_lists_every_setting_with_default_and_meaning(tmp_path):
-    result = load(tmp_path, "--help")
-    assert result.returncode == 0
+def test_help_lists_every_setting_with_default_and_meaning(load, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        load("--help")
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
     for part in ("What it is.", "optim: the optimizer", "--optim.lr.init", "rate", "default 0.5", "required", "a | b"):
-        assert part in result.stdout
-
-
-def test_the_recipes_are_found_from_wherever_a_command_is_called(tmp_path):
-    arguments = ("--config-file=rn50_configs/demo.yaml", "--data.val_dataset=nowhere.beton")
-    result = run("train_imagenet.py", *arguments, cwd=tmp_path)
-    assert result.returncode == 1 and "nowhere.beton: no such file" in result.stderr
+        assert part in shown
 
 
 def test_all_commands_can_be_imported_in_one_process():
@@ -86,7 +116,6 @@ def test_all_commands_can_be_imported_in_one_process():
     import generate_label_maps
     import inspect_label_maps
     import reproduce_tables
-    import train_imagenet
     import write_datasets
 
     assert train_imagenet.Settings().optim.lr.init == 0.5

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# Contraction of a * b + c is off, so that a kernel rounds as its CPU twin does.
+# Contraction of a * b + c is off, so that a kernel rounds as its CPU counterpart does.
 OPTIONS = ("--std=c++17", "--fmad=false")
 OUT_MACROS = {
     torch.float32: ("-DOUT_BYTES=4",),
@@ -17,7 +17,7 @@ COMMON = Path(__file__).with_name("common.cuh")
 
 
 def source_of(file: Path) -> str:
-    """The text of a kernel, with `common.cuh` in place of its include (NVRTC is given no folders)."""
+    """The text of a kernel, with `common.cuh` in place of its include (NVRTC gets no include folders)."""
     return file.read_text().replace('#include "common.cuh"', COMMON.read_text())
 
 
@@ -29,7 +29,7 @@ def compiled(file: Path, name: str, macros: tuple[str, ...], device: int) -> tup
         file: the .cu file.
         name: of the `extern "C"` kernel.
         macros: definitions for the compiler.
-        device: CUDA's number of the GPU.
+        device: the GPU's CUDA index.
     """
     import cupy
 

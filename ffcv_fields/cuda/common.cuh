@@ -19,7 +19,7 @@ DEVICE unsigned short half_from_float(float value) {
 DEVICE float not_a_number() { return __int_as_float(0x7fffffff); }
 DEVICE float float_from_bits(int bits) { return __int_as_float(bits); }
 DEVICE unsigned bits_from_float(float value) { return __float_as_uint(value); }
-DEVICE float add_to(float *place, float value) { return atomicAdd(place, value); }
+DEVICE float add_to(float *address, float value) { return atomicAdd(address, value); }
 #endif
 
 #if OUT_BYTES == 4

@@ -1,4 +1,4 @@
-// LabelPooling on the GPU: one block pools one target (CPU twin: _pool_on_cpu in pooling.py).
+// LabelPooling on the GPU: one block pools one target (CPU counterpart: _pool_on_cpu in pooling.py).
 //
 // Compiled by NVRTC with these macros; see pooling.py, and tests/test_pooling_cuda.py for the C++ build.
 //   MAP_T      short (bits of float16 scores) or int (bits of float32 scores)
@@ -14,7 +14,7 @@
 DEVICE float score_from_bits(short bits) { return float_from_half((unsigned short)bits); }
 DEVICE float score_from_bits(int bits) { return float_from_bits(bits); }
 
-// Weight of place `at` along one axis for one of the box's `parts`: roi_align's average over ceil(side) bilinear
+// Weight of cell `at` along one axis for one of the box's `parts`: roi_align's average over ceil(side) bilinear
 // samples, aligned=False.
 DEVICE float axis_weight(float low, float high, int size, int part, int parts, int at) {
   float start = low * (float)size - 0.5f;
@@ -53,20 +53,20 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
 
   // A block pools one part of one sample's box: all of it where parts is 1.
   const int sample = blockIdx.x / (parts * parts), row = blockIdx.x / parts % parts, column = blockIdx.x % parts;
-  const int places = height * width;
-  const MAP_T *scores = label_maps + (long long)sample * 2 * top_k * places;
-  const MAP_T *classes = scores + top_k * places;
+  const int cells = height * width;
+  const MAP_T *scores = label_maps + (long long)sample * 2 * top_k * cells;
+  const MAP_T *classes = scores + top_k * cells;
   const float *box = crop_boxes + (long long)sample * 4;
   OUT_T *target = targets + (long long)blockIdx.x * num_classes;
 
-  if (classes[0] == NO_LABEL_MAP) {  // the single label, or NaN to be seen where there is none
+  if (classes[0] == NO_LABEL_MAP) {  // the single label, or NaN, which the loss shows, where there is none
     long long label = labels ? labels[sample] : -1;
     bool known = label >= 0 && label < num_classes;
     for (int c = threadIdx.x; c < num_classes; c += blockDim.x)
       target[c] = to_output(known ? (c == label ? 1.0f : 0.0f) : not_a_number());
     return;
   }
-  // A box that is not one would be pooled into nonsense: NaN stops the run at its first loss.
+  // An invalid box would be pooled into nonsense: NaN stops the run at its first loss.
   bool valid = box[0] <= box[2] && box[1] <= box[3] && fabsf(box[0]) <= 16.0f && fabsf(box[1]) <= 16.0f &&
                fabsf(box[2]) <= 16.0f && fabsf(box[3]) <= 16.0f;
   if (!valid) {
@@ -81,13 +81,13 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
   __syncthreads();
 
   bool out_of_range = false;
-  for (int place = threadIdx.x; place < places; place += blockDim.x) {
-    float weight = weight_y[place / width] * weight_x[place % width];
+  for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
+    float weight = weight_y[cell / width] * weight_x[cell % width];
     if (weight == 0.0f) continue;
     for (int k = 0; k < top_k; ++k) {
-      int c = classes[k * places + place];
+      int c = classes[k * cells + cell];
       if (c >= 0 && c < num_classes)
-        add_to(&logits[c], weight * score_from_bits(scores[k * places + place]));
+        add_to(&logits[c], weight * score_from_bits(scores[k * cells + cell]));
       else if (c != EMPTY)
         out_of_range = true;
     }
@@ -100,7 +100,7 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
       target[c] = to_output(poison > 0.0f ? not_a_number() : logits[c]);
     return;
   }
-  float greatest = 0.0f;  // classes that no place names have logit 0, so the maximum is at least that
+  float greatest = 0.0f;  // classes that no cell lists have logit 0, so the maximum is at least that
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) greatest = fmaxf(greatest, logits[c]);
   if (out_of_range) greatest = float_from_bits(0x7f800000);  // infinity: 0 / 0 below, NaN, seen by the loss
   greatest = block_reduce(greatest, true, scratch);

@@ -3,9 +3,9 @@
 // 1. libjpeg decodes only the rows and columns of the crop (jpeg_skip_scanlines, jpeg_crop_scanline), at 1/2, 1/4 or
 //    1/8 scale where the crop has that many pixels to spare; its entropy decoder is ours (huffman.c).
 // 2. An area filter (each output pixel is the mean of the rectangle that it covers) resizes, vertically while rows
-//    arrive, then horizontally; enlarging is bilinear. Rows hold 4 bytes a pixel: one vector load takes two pixels.
+//    arrive, then horizontally; enlarging is bilinear. Rows hold 4 bytes per pixel: one vector load takes two pixels.
 //
-// Nothing is allocated but by libjpeg, and no error exits: each returns a code. Called from numba through ctypes.
+// Only libjpeg allocates memory, and no error exits the process: each returns a code. Called from numba through ctypes.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -58,7 +58,7 @@ typedef struct {
 } Axis;
 
 // The source pixels first..first+count-1 under output pixel `at`, and their integer weights, which sum to `total`.
-// Reducing: the overlap of each with the output pixel's interval. Enlarging: bilinear between the two nearest centres.
+// Reducing: the overlap of each with the output pixel's interval. Enlarging: bilinear between the two nearest centers.
 static int taps(int at, Axis axis, int total, int *first, int16_t *weights) {
   double scale = axis.scale;
   int source = axis.source;
@@ -80,12 +80,12 @@ static int taps(int at, Axis axis, int total, int *first, int16_t *weights) {
       sum += share[i];
     }
   } else {
-    double centre = axis.offset + (at + 0.5) * scale - 0.5;
-    if (centre < 0) centre = 0;
-    if (centre > source - 1) centre = source - 1;
-    *first = (int)centre;
+    double center = axis.offset + (at + 0.5) * scale - 0.5;
+    if (center < 0) center = 0;
+    if (center > source - 1) center = source - 1;
+    *first = (int)center;
     count = *first + 1 < source ? 2 : 1;
-    share[1] = count == 2 ? centre - *first : 0;
+    share[1] = count == 2 ? center - *first : 0;
     share[0] = 1 - share[1];
     sum = 1;
   }
@@ -95,7 +95,7 @@ static int taps(int at, Axis axis, int total, int *first, int16_t *weights) {
     left -= weights[i];
     if (weights[i] > weights[greatest]) greatest = i;
   }
-  weights[greatest] = (int16_t)(weights[greatest] + left);  // the rounding error goes where it shows least
+  weights[greatest] = (int16_t)(weights[greatest] + left);  // the rounding error goes where it is least visible
   return count;
 }
 
@@ -145,8 +145,8 @@ static void reduce_row(const int16_t *row, const Column *columns, const int16_t 
 }
 
 #if defined(__x86_64__)
-// Four pixels a load. A four's 16 weights are laid out as the multiplication wants them: (w0, w1) four times, once for
-// each channel, then (w2, w3).
+// Four pixels per load. A four's 16 weights are laid out as the multiplication needs them: (w0, w1) four times, once
+// for each channel, then (w2, w3).
 __attribute__((target("avx2"))) static void reduce_row_avx2(const int16_t *row, const Column *columns,
                                                             const int16_t *weights, int size, int flip,
                                                             const float *normalize, void *out) {
@@ -198,7 +198,7 @@ static ReduceRow best_reduce_row(void) {
 
 // Parts of the caller's scratch memory.
 typedef struct {
-  uint16_t *sums;   // [width + 66, 4]: the output row in the making
+  uint16_t *sums;   // [width + 66, 4]: the output row under construction
   Column *columns;  // [size]
   int16_t *weights;
 } Scratch;
@@ -206,7 +206,7 @@ typedef struct {
 static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 typedef struct {
-  int width, size, flip, row;  // pixels of a source row, output side, output row in the making
+  int width, size, flip, row;  // pixels of a source row, output side, output row under construction
   Axis vertical;
   Scratch scratch;
   uint8_t *out;
@@ -225,7 +225,7 @@ static int resizer_start(Resizer *r, Axis vertical, Axis horizontal, int size, i
   r->scratch.sums = (uint16_t *)memory, memory += aligned(8 * (size_t)(width + 66));
   r->scratch.columns = (Column *)memory, memory += aligned(sizeof(Column) * (size_t)size);
   r->scratch.weights = (int16_t *)memory;
-  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // a four may read, with weight 0, three pixels behind the row
+  memset(r->scratch.sums + 4 * (size_t)width, 0, 64);  // a four may read, with weight 0, three pixels past the row
   r->reduce_row = best_reduce_row();
   int offset = 0;
   int16_t column_weights[66];
@@ -246,7 +246,7 @@ static int resizer_start(Resizer *r, Axis vertical, Axis horizontal, int size, i
   return r->count ? OK : BAD_SIZE;
 }
 
-// Take source row `y`, 4 bytes a pixel, with the row before it; finishes every output row whose last one it is.
+// Take source row `y`, 4 bytes per pixel, with the row before it; finishes every output row whose last one it is.
 static int resizer_take(Resizer *r, int y, const uint8_t *row, const uint8_t *before) {
   const int bytes = 4 * r->width;
   uint16_t *sums = r->scratch.sums;
@@ -283,7 +283,7 @@ typedef struct {
   int ready;
 } Decompressor;
 
-// Made once a thread, freed when the thread ends: every epoch has threads of its own.
+// Created once per thread, freed when the thread ends: every epoch has its own threads.
 static _Thread_local Decompressor decompressor;
 static pthread_key_t at_thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -353,7 +353,7 @@ static int decode_jpeg(const uint8_t *source, size_t bytes, int height, int widt
   huffman_take_over(info, &d->huffman, (int)(start / mcu), (int)((start + columns - 1) / mcu));
   if (top > 0) jpeg_skip_scanlines(info, top);
 
-  const size_t row_bytes = aligned(4 * (size_t)(width + 66));  // a decoded row has the whole width, at most
+  const size_t row_bytes = aligned(4 * (size_t)(width + 66));  // a decoded row has the full width, at most
   uint8_t *const start_of_rows = (uint8_t *)aligned((size_t)memory);
   uint8_t *const rows[2] = {start_of_rows, start_of_rows + row_bytes};
   Axis vertical = {y * step - top, h * step / size, bottom - top};
@@ -365,7 +365,7 @@ static int decode_jpeg(const uint8_t *source, size_t bytes, int height, int widt
     if (jpeg_read_scanlines(info, &row, 1) != 1) status = BAD_JPEG;
     if (status == OK) status = resizer_take(r, at, row + skip, rows[(at & 1) ^ 1] + skip);
   }
-  if (d->error.manager.num_warnings > 0) status = BAD_JPEG;  // data cut off or damaged, as turbojpeg judges
+  if (d->error.manager.num_warnings > 0) status = BAD_JPEG;  // data truncated or damaged, as turbojpeg judges
   jpeg_abort_decompress(info);
   return status == OK && r->row < size ? BAD_JPEG : status;
 }
@@ -395,7 +395,7 @@ int64_t crop_decode_scratch_bytes(int64_t greatest_side, int64_t size) {
                    aligned(32 * (size_t)(greatest_side / 4 + 2 * size + 2)) + 128);
 }
 
-// Cut (y, x, h, w) out of an image of height x width pixels, resize to size x size, mirror it if `flip`.
+// Crop (y, x, h, w) from an image of height x width pixels, resize to size x size, flip horizontally if `flip`.
 //   source, bytes   a JPEG, or RGB pixels if `raw`
 //   out             uint8 [size, size, 3], or float32 with `normalize`: 3 scales, then 3 biases, of values 0..255
 //   scratch         crop_decode_scratch_bytes(max(height, width), size) bytes

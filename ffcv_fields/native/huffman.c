@@ -1,10 +1,10 @@
-// The entropy decoder of libjpeg, in its place: sequential Huffman-coded JPEGs of one scan (ITU-T T.81, annex F).
+// Replaces libjpeg's entropy decoder: sequential Huffman-coded JPEGs of one scan (ITU-T T.81, annex F).
 //
-// - One table look-up gives a coefficient whole, its run of zeros, its value and all its bits, and often the next too.
-// - MCUs outside the crop's columns, and above its rows, are passed over: from restart marker to restart marker where
-//   the file has them (ours do, cfg.restart_interval), else decoded and dropped.
+// - One table lookup gives a complete coefficient (its run of zeros, value and all its bits), and often the next one.
+// - MCUs outside the crop's columns, and above its rows, are skipped: from restart marker to restart marker where
+//   the file has them (ours do, cfg.restart_interval), else decoded and discarded.
 //
-// Everything else, from inverse DCT to colours, stays libjpeg's. Data that end early or are damaged go to its
+// Everything else, from inverse DCT to colors, stays libjpeg's. Truncated or damaged data go to its
 // error_exit.
 
 #include "huffman.h"
@@ -20,7 +20,7 @@ struct jpeg_entropy_decoder {
   boolean insufficient_data;
 };
 
-#define END_OF_BLOCK 64  // a step that leads out of the block
+#define END_OF_BLOCK 64  // a step past the end of the block
 
 static const uint8_t NATURAL_ORDER[64] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
@@ -152,7 +152,7 @@ static void begin_segment(Huffman *h) {
   h->at = h->segment * h->interval;
 }
 
-// On to the restart marker before `segment`. Marker n of a file is RST(n modulo 8).
+// Advance to the restart marker before `segment`. Marker n of a file is RST(n modulo 8).
 static void find_segment(j_decompress_ptr info, Huffman *h, int64_t segment) {
   const uint8_t *at = h->bits.next, *const end = h->bits.end;
   while (h->segment < segment) {

@@ -1,4 +1,4 @@
-// libjpeg with another Huffman decoder: faster, and it passes over what a crop does not need. See huffman.c.
+// libjpeg with another Huffman decoder: faster, and it skips what a crop does not need. See huffman.c.
 
 #ifndef HUFFMAN_H
 #define HUFFMAN_H
@@ -21,20 +21,20 @@ typedef struct {
 
 // A Huffman table of the file, and what the next LOOK_BITS of the stream mean by it.
 typedef struct {
-  JHUFF_TBL from;                    // what it was made of: files of one encoder share their tables
+  JHUFF_TBL from;                    // what it was built from: files of one encoder share their tables
   Look look[1 << LOOK_BITS];
-  int32_t greatest[18], offset[17];  // of codes of each length: the greatest (left-aligned to 16 bits), first symbol
+  int32_t greatest[18], offset[17];  // of codes of each length: the largest (left-aligned to 16 bits), first symbol
   int made;
 } HuffmanTable;
 
 // A stream of bits.
 typedef struct {
   const uint8_t *next, *end;  // bytes not yet in `buffer`
-  uint64_t buffer;            // bits at hand, from the top
-  int left, invented;         // how many, and how many of these are zeros behind the end of the data
+  uint64_t buffer;            // available bits, from the top
+  int left, invented;         // how many, and how many of these are zeros past the end of the data
 } Bits;
 
-// What a thread keeps from image to image (the tables), and where it is in the one at hand.
+// What a thread keeps from image to image (the tables), and where it is in the current one.
 typedef struct {
   HuffmanTable dc[4], ac[4];
   const HuffmanTable *dc_of[D_MAX_BLOCKS_IN_MCU], *ac_of[D_MAX_BLOCKS_IN_MCU];

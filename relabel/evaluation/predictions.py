@@ -32,19 +32,19 @@ class Predictions:
         return 100 * float((self.best[:, :k] == self.labels[:, None]).any(1).mean())
 
     def multilabel(self, right: np.ndarray) -> float:
-        """Share of the predictions that are among the right classes, in percent.
+        """Fraction of the predictions that are among the correct classes, in percent.
 
         Args:
-            right: bool `[N, C]`; samples without any right class do not count (as in ReaL).
+            right: bool `[N, C]`; samples without any correct class are not counted (as in ReaL).
         """
         counts = right.any(1)
         return 100 * float(self._hits(right)[counts].mean())
 
     def class_averaged_multilabel(self, right: np.ndarray, counts: np.ndarray) -> float:
-        """The mean over classes of their samples' share of right predictions, in percent (Shankar et al., 2020).
+        """The mean over classes of their samples' accuracy, in percent (Shankar et al., 2020).
 
         Args:
-            right: bool `[N, C]`, the right classes.
+            right: bool `[N, C]`, the correct classes.
             counts: bool `[N]`, the samples that count; a sample's class is its single label.
         """
         samples = np.bincount(self.labels[counts])
@@ -63,13 +63,13 @@ def predict(
     flip_average: bool = False,
     classes: np.ndarray | None = None,
 ) -> Predictions:
-    """Run `model` over a validation set once, each process over its share of it.
+    """Run `model` over a validation set once, each process over its shard.
 
     Args:
         model: images `[B, 3, S, S]` -> logits `[B, C]`.
         loader: of a validation set, in order.
         precision: of the forward pass, on the model's device.
-        flip_average: average the logits with those of the mirrored images.
+        flip_average: average the logits with those of the horizontally flipped images.
         classes: int64, the only classes that may be predicted (ImageNet-A, -R and -O have 200).
     """
     model.eval()
@@ -111,10 +111,10 @@ def evaluate(
     """Accuracy over a validation set; arguments as for `predict`.
 
     Args:
-        multilabels: bool `[N, C]`, the right classes of each sample.
+        multilabels: bool `[N, C]`, the correct classes of each sample.
 
     Returns:
-        `top_1`, `top_5` and, with `multilabels`, `multilabel` (share of predictions that are one of the right
+        `top_1`, `top_5` and, with `multilabels`, `multilabel` (fraction of predictions that are one of the correct
         classes), all in percent; `loss`, the cross-entropy; `images`, how many there were.
     """
     predictions = predict(model, loader, precision, flip_average)
@@ -126,15 +126,15 @@ def evaluate(
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the precision-recall curve, by steps.
+    """Area under the precision-recall curve, as average precision.
 
     Args:
-        scores: float `[N]`, higher for what is held for positive.
+        scores: float `[N]`, higher for what is predicted positive.
         positive: bool `[N]`.
     """
     order = np.argsort(-scores, kind="stable")
     scores, positive = scores[order], positive[order]
-    last = np.append(scores[1:] != scores[:-1], True)  # equal scores are decided together
+    last = np.append(scores[1:] != scores[:-1], True)  # equal scores share one threshold
     found, seen = np.cumsum(positive)[last], (np.arange(len(scores)) + 1)[last]
     gained = np.diff(found, prepend=0)
     return float((gained * found / seen).sum() / positive.sum())

@@ -26,7 +26,7 @@ TOLERANCE = 1e-4  # of the dense logits' mean to the logits, relative to their s
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input: resized whole to a square, values 0..1, then normalized."""
+    """How an image becomes the network's input: the full image resized to a square, values 0..1, then normalized."""
 
     image_size: int
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -95,7 +95,7 @@ def _lite0() -> nn.Module:
 class DenseAnnotator(nn.Module):
     """`network` with its linear layer before the pooling: images `[B, 3, S, S]` -> logits `[B, C, H, W]`, rows = y.
 
-    Where the last feature map is, and what stands between pooling and linear layer, is found by running the network
+    Where the last feature map is, and what comes between pooling and linear layer, is found by running the network
     once. A layer norm there (ConvNeXt) keeps the statistics of the pooled vector, so that the mean is exact too.
 
     Args:
@@ -103,7 +103,7 @@ class DenseAnnotator(nn.Module):
         image_size: side in pixels of the images to come.
 
     Raises:
-        BadInput: no feature map's mean is what the linear layer sees (a class token, several layers behind the
+        BadInput: no feature map's mean is what the linear layer sees (a class token, several layers after the
             pooling, ...), or the mean of the dense logits is not the network's.
     """
 
@@ -112,7 +112,7 @@ class DenseAnnotator(nn.Module):
         self.network = network.eval()
         linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
         if not linears:
-            raise BadInput("the annotator has no linear layer that could be applied at every place")
+            raise BadInput("the annotator has no linear layer that could be applied at every position")
         self._head = linears[-1]
         self._norm: nn.Module | None = None
         self._features, self._layout = self._find(image_size)
@@ -196,7 +196,7 @@ def _channels_last(output):
     return output.permute(0, 3, 1, 2) if output.dim() == 4 else None
 
 
-def _tokens(output, before=0):  # patch tokens in rows, behind so many others
+def _tokens(output, before=0):  # patch tokens in rows, after so many others
     side = round((output.shape[1] - before) ** 0.5)
     if output.dim() != 3 or side * side != output.shape[1] - before:
         return None
@@ -209,7 +209,7 @@ LAYOUTS: tuple[Callable, ...] = (
 
 
 class _hooks:
-    """Forward hooks on modules, for the time of a `with`."""
+    """Forward hooks on modules, within a `with` block."""
 
     def __init__(self, pairs: list[tuple[nn.Module, Callable]]) -> None:
         self._pairs = pairs
@@ -226,7 +226,7 @@ class _hooks:
 def label_maps(
     annotator: DenseAnnotator, images: torch.Tensor, top_k: int, map_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `top_k` best classes and their scores (logits) at each of `map_size` x `map_size` places.
+    """The `top_k` best classes and their scores (logits) at each of `map_size` x `map_size` cells.
 
     Where the network's own grid is another, logits are averaged or repeated to the map's
     (`adaptive_avg_pool2d`, as the pooling that follows averages too).

@@ -1,4 +1,4 @@
-// Colour augmentation and normalization on the GPU: one block per image (CPU twin: _augment_on_cpu in augment.py).
+// Color augmentation and normalization on the GPU, one block per image (on the CPU: _augment_on_cpu in augment.py).
 //   OUT_BYTES, OUT_BFLOAT16  see common.cuh
 #include "common.cuh"
 
@@ -29,7 +29,7 @@ DEVICE Pixel read_pixel(const unsigned char *image, int at) {
 }
 
 // images uint8 [B, pixels, 3]; draws float [B, 9]: three factors, the order of the three operations, the shift of
-// R, G and B; statistics float [6]: mean and 1 / deviation; out [B, pixels, 3].
+// R, G and B; statistics float [6]: mean and 1 / standard deviation; out [B, pixels, 3].
 extern "C" __global__ void augment(const unsigned char *__restrict__ images, const float *__restrict__ draws,
                                    const float *__restrict__ statistics, OUT_T *__restrict__ out, int pixels) {
   extern __shared__ float shared[];

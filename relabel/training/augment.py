@@ -1,4 +1,4 @@
-"""What happens to a batch between loader and network: color augmentation with normalization, and CutMix.
+"""Between loader and network: color augmentation with normalization, and CutMix.
 
 All random numbers come from a generator that belongs to the step (`rng_of_step`): a resumed run draws what the
 uninterrupted one drew, on whatever device.
@@ -24,9 +24,9 @@ _STRANDS = 16
 
 
 def rng_of_step(seed: int, epoch: int, part: int, rank: int) -> np.random.Generator:
-    """The generator of all that is random in a step (or a part of it, counted over the epoch) of process `rank`.
+    """The generator of everything random in a micro-batch (`part`, counted over the epoch) of process `rank`.
 
-    It seeds torch's own generator too, for dropout and the like: resuming needs no generator's state.
+    It seeds torch's own generator too, for dropout and the like: resuming needs no generator state.
     """
     rng = np.random.default_rng([seed, epoch, part, rank])
     torch.manual_seed(int(rng.integers(2**63)))
@@ -87,7 +87,7 @@ def apply_draws(images: torch.Tensor, draws: np.ndarray, dtype: torch.dtype) -> 
 
 
 # No fastmath: with it, what one process compiles and what the next loads from numba's cache round differently, and a
-# resumed run would not be the same. Sums are written in strands, as vector instructions add.
+# resumed run would not be the same. Sums are split into partial sums, as vector instructions add.
 @nb.njit(nogil=True, inline="always")
 def _gray(r, g, b):  # ITU-R 601, as PIL and torchvision
     return np.float32(0.299) * r + np.float32(0.587) * g + np.float32(0.114) * b
@@ -120,19 +120,19 @@ def _read_line(row, line):
 
 @nb.njit(nogil=True, cache=True)
 def _sum_of_grays(line, sums):
-    """The grays of a line's pixels added up, in strands: those of the scratch `sums`, float32 `[_STRANDS]`."""
+    """The sum of the grays of a line's pixels, by partial sums in the scratch `sums`, float32 `[_STRANDS]`."""
     width = line.shape[1]
-    whole = width // _STRANDS * _STRANDS
+    vectorized = width // _STRANDS * _STRANDS
     for strand in range(_STRANDS):
         sums[strand] = 0
-    for start in range(0, whole, _STRANDS):
+    for start in range(0, vectorized, _STRANDS):
         for strand in range(_STRANDS):
             x = start + strand
             sums[strand] += _gray(line[0, x], line[1, x], line[2, x])
     total = 0.0
     for strand in range(_STRANDS):
         total += sums[strand]
-    for x in range(whole, width):
+    for x in range(vectorized, width):
         total += _gray(line[0, x], line[1, x], line[2, x])
     return total
 
@@ -151,14 +151,14 @@ def _augment_on_cpu(images, draws, statistics, out):
         total = 0.0
         for y in range(height):
             _read_line(image[y], line)
-            for place in range(before):
-                _jitter(line, int(order[place]), factors[int(order[place])], np.float32(0))
+            for position in range(before):
+                _jitter(line, int(order[position]), factors[int(order[position])], np.float32(0))
             total += _sum_of_grays(line, strands)
         mean_gray = np.float32(total / (height * width))
         for y in range(height):
             _read_line(image[y], line)
-            for place in range(3):
-                _jitter(line, int(order[place]), factors[int(order[place])], mean_gray)
+            for position in range(3):
+                _jitter(line, int(order[position]), factors[int(order[position])], mean_gray)
             for c in range(3):
                 bias, scale = shift[c] - statistics[0, c], statistics[1, c]
                 for x in range(width):
@@ -168,9 +168,9 @@ def _augment_on_cpu(images, draws, statistics, out):
 def cutmix(
     images: torch.Tensor, targets: torch.Tensor, rng: np.random.Generator, prob: float, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """CutMix (Yun et al., ICCV 2019): with probability `prob`, one box of every image from another of the batch.
+    """CutMix (Yun et al., ICCV 2019): with probability `prob`, one box of every image from another image of the batch.
 
-    The box has area `1 - lam`, lam ~ Beta(beta, beta), and is cut at the border; the targets are mixed by the area
+    The box has area `1 - lam`, lam ~ Beta(beta, beta), and is clipped at the border; the targets are mixed by the area
     that was really pasted: `lam * t_a + (1 - lam) * t_b`.
 
     Args:

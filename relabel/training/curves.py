@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def draw_curves(runs: dict[str, list[dict]], file: Path) -> None:
-    """Loss, validation accuracy and learning rate over the epochs; one color a run.
+    """Loss, validation accuracy and learning rate over the epochs; one color per run.
 
     Args:
         runs: name -> lines of its log.

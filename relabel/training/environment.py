@@ -1,4 +1,4 @@
-"""Settings beside the recipe: validation, the machine, the run's folder, other uses of the command."""
+"""Settings besides the recipe: validation, the machine, the run's folder, other uses of the command."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class Distributed:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """machine and numbers"""
+    """hardware, precision and seed"""
 
     seed: int = setting(Number(-1, whole=True), "seed of everything random; -1: drawn and recorded", 0)
     precision: str = setting(Choice("auto", "fp32", "bf16", "fp16"), "auto: fp16 on a GPU, else fp32", "auto")
-    gpu: int = setting(Number(-1, whole=True), "number of the only GPU to use; -1: as many as processes", -1)
+    gpu: int = setting(Number(-1, whole=True), "index of the only GPU to use; -1: one per process", -1)
     distributed: Distributed = group(Distributed)
 
 
@@ -26,11 +26,11 @@ class Compute:
 class Validation:
     """how accuracy is measured"""
 
-    batch_size: int = setting(Number(1, whole=True), "images in a step, over all GPUs", 512)
+    batch_size: int = setting(Number(1, whole=True), "batch size, over all GPUs", 512)
     resolution: int = setting(Number(0, whole=True), "image size; 0: data.image_size", 0)
-    lr_tta: bool = setting(Flag(), "average with the mirrored image", False)
+    lr_tta: bool = setting(Flag(), "average with the horizontally flipped image", False)
     every: int = setting(Number(1, whole=True), "epochs between validations; the last is always validated", 1)
-    multilabel_file: str = setting(str, "JSON, each sample's list of right classes, for multi-label accuracy", "")
+    multilabel_file: str = setting(str, "JSON, each sample's list of correct classes, for multi-label accuracy", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +48,5 @@ class Util:
     """other uses"""
 
     print_freq: int = setting(Number(1, whole=True), "steps between reports: progress bar, steps.jsonl", 50)
-    test_only: bool = setting(Flag(), "evaluate test_weight_file, train nothing", False)
+    test_only: bool = setting(Flag(), "only evaluate test_weight_file", False)
     test_weight_file: str = setting(str, "checkpoint to evaluate", "")

@@ -1,4 +1,4 @@
-"""What happens beside the training: progress bar, logs, checkpoints, signals, losses that are not finite."""
+"""Everything around the training steps: progress bar, logs, checkpoints, signals, losses that are not finite."""
 
 import json
 import resource
@@ -24,7 +24,7 @@ STOPPED = 75  # exit code of a run that was stopped by a signal and can be resum
 
 
 class StopSignals:
-    """Catches SIGTERM and SIGINT: `asked` turns true, and the loop saves and exits. A second SIGINT ends at once."""
+    """Catches SIGTERM and SIGINT: `asked` turns true, and the loop saves and exits. A second SIGINT exits now."""
 
     def __init__(self) -> None:
         self.asked = False

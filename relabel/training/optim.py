@@ -48,11 +48,11 @@ def build_optimizer(
 def learning_rate(
     epoch: float, epochs: int, peak: float, decay_type: str, warmup_lr: float, warmup_epochs: float
 ) -> float:
-    """The learning rate at a (fractional) epoch: linear warm-up to `peak`, then decay over the epochs left.
+    """The learning rate at a (fractional) epoch: linear warm-up to `peak`, then decay over the remaining epochs.
 
     Args:
         epoch: epochs done so far, 0 to `epochs`.
-        epochs: length of the whole run.
+        epochs: length of the run.
         peak: `optim.lr.init`.
         decay_type: "cos" and "linear" end at 0; "step" (officially "default") divides by 10 every 30 epochs, counted
             from the start.
@@ -79,7 +79,7 @@ class Resolution:
 
     min_res: int = setting(Number(0, whole=True), "first image size; 0: always data.image_size", 0)
     max_res: int = setting(Number(0, whole=True), "last image size", 0)
-    start_ramp: int = setting(Number(0, whole=True), "epoch at which it begins to grow", 0)
+    start_ramp: int = setting(Number(0, whole=True), "epoch at which it starts to grow", 0)
     end_ramp: int = setting(Number(0, whole=True), "epoch at which max_res is reached", 0)
 
     def at(self, epoch: int, image_size: int) -> int:

@@ -1,4 +1,4 @@
-"""The state of a training run: what its steps change, and where it stands."""
+"""The state of a training run: what its steps change, and its position."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Plan:
 
 @dataclass
 class Run:
-    """What training changes, and where it stands: the next step to do is `step` of `epoch`."""
+    """What training changes, and its position: the next step is `step` of `epoch`."""
 
     network: nn.Module
     model: nn.Module  # `network` as it is trained: parallel, compiled
@@ -42,12 +42,12 @@ class Run:
         return self.ema.module if self.ema else self.network
 
     def add_loss(self, loss: torch.Tensor) -> None:
-        """Add a part of this step's loss, float32 `[]`."""
+        """Add a micro-batch's loss to this step's, float32 `[]`."""
         assert self.losses is not None  # made by Monitor.begin_epoch
         self.losses[self.step] += loss
 
     def optimizer_step(self) -> None:
-        """Update the weights by the gradients, and the average of the weights; on to the next step."""
+        """Update the weights from the gradients, and the average of the weights; advance to the next step."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """What a run leaves in its folder, written so that it can be killed at any moment: checkpoints and logs.
 
 config.yaml      every setting in force
-log.jsonl        one line an epoch
+log.jsonl        one line per epoch
 steps.jsonl      one line every `util.print_freq` steps
 curves.png       drawn after every epoch
 checkpoint.pt    the state after the last step that was saved; checkpoint_before.pt: the one before
@@ -75,13 +75,13 @@ class RunFolder:
             try:
                 state = torch.load(file, map_location=device, weights_only=True)
                 if not isinstance(state, dict) or not {"model", "epoch", "step", "settings"} <= state.keys():
-                    raise ValueError("it is no checkpoint of this command")
+                    raise ValueError("it is not a checkpoint of this command")
             except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
                 print(f"{file}: damaged, not used ({str(error).splitlines()[0][:120]})", file=sys.stderr)
                 continue
             if start_epoch and (state["epoch"], state["step"]) != (start_epoch, 0):
                 raise BadInput(
-                    f"{file} stands at epoch {state['epoch']}, step {state['step']}; optim.start_epoch is {start_epoch}"
+                    f"{file} is at epoch {state['epoch']}, step {state['step']}; optim.start_epoch is {start_epoch}"
                 )
             for name in FIXED:
                 ours, theirs = self.settings[name], state["settings"][name]
@@ -125,7 +125,7 @@ class RunFolder:
                 f"{self.path} holds a run already: --resume=auto resumes it, another --logging.folder keeps it"
             )
         (self.path / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
-        # What was written after the checkpoint is done again.
+        # What was logged after the checkpoint will be repeated.
         epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
         self._keep("log", lambda line: line["epoch"] < epoch)
         self._keep("steps", lambda line: (line["epoch"], line["step"]) <= (epoch, step))
@@ -139,7 +139,7 @@ class RunFolder:
             try:
                 if wanted(json.loads(text)):
                     kept.append(text + "\n")
-            except ValueError:  # a line cut off by a kill
+            except ValueError:  # a line truncated by a kill
                 continue
         write_text(file, "".join(kept))
 
@@ -153,14 +153,14 @@ class RunFolder:
             self._writer.flush()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint: complete and on the disk before it takes the last one's place, which is kept too."""
+        """Write a checkpoint: complete and on disk before it replaces the last one, which is kept too."""
         newest, before = (self.path / name for name in CHECKPOINTS)
         with atomic(newest, keep=before) as temporary:
             torch.save(state | {"settings": self.settings, "classes": self.classes and list(self.classes)}, temporary)
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of a run's `log.jsonl`, one dict an epoch."""
+    """The lines of a run's `log.jsonl`, one dict per epoch."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 

@@ -18,7 +18,7 @@ def soft_targets(
     """LabelPooling (Yun et al., CVPR 2021, section 3.2); without label maps the single labels, one-hot.
 
     Args:
-        localized: pool over each sample's crop; else over the whole image (the paper's "global" labels).
+        localized: pool over each sample's crop; else over the full image (the paper's "global" labels).
         multi: the pooled distribution; else its best class alone.
         temperature: scores are divided by it before the softmax, which probabilities do not get.
 
