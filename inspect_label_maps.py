@@ -1,13 +1,13 @@
-"""Look at label maps, and judge them, before a long training run.
+"""Inspect label maps, and check their quality, before a long training run.
 
   a folder of images and its label maps (a tree or an archive):
     python inspect_label_maps.py --images ILSVRC/train --label-maps label_maps
   a .beton, and whether its axis order is right, by an annotator:
     python inspect_label_maps.py --beton train.beton --annotator efficientnet-lite0
 
-Leaves in --out one PNG an image (the image, where its best classes are, random crops with their pooled labels) and
+Writes to --out one PNG per image (the image, where its best classes are, random crops with their pooled labels) and
 index.html with all of them and the quality report, which is printed too: coverage, how often the single label is the
-pooled map's best or among its five best, entropy, how many images have several labels.
+pooled map's top-1 or among its top-5, entropy, how many images have several labels.
 
 Exit codes: 0 done; 1 bad data, or the axis order is wrong.
 """
@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     report = [
         f"label maps of {figures['coverage']:.1f} % of {samples.total:,} images, axis order {samples.axis_order}, "
         f"scores: {samples.scores}",
-        f"of {figures['images']:,} looked at: the single label is {single}",
+        f"of {figures['images']:,} inspected: the single label is {single}",
         f"mean entropy of the pooled target {figures['entropy']:.2f} bits; {several}",
         "the image's vertical is " + vertical(samples, arguments.most),
         *samples.remarks,
@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     if figures["entropy"] > 0.8 * np.log2(len(names)):
         report.append(
             "the targets are nearly uniform: the scores are small beside the zeros of classes that are not listed; "
-            "train with a data.relabel.temperature under 1, and look at it here with --temperature"
+            "train with a data.relabel.temperature under 1, and check it here with --temperature"
         )
     code = 0
     if arguments.annotator:
@@ -161,7 +161,7 @@ def run() -> NoReturn:
     parser.add_argument(
         "--num-classes", type=int, default=1000, help="classes of the annotator, if no manifest names them [1000]"
     )
-    parser.add_argument("--class-names", help="file of their names, one a line [ImageNet's, or the folders']")
+    parser.add_argument("--class-names", help="file of their names, one per line [ImageNet's, or the folders']")
     parser.add_argument("--annotator", help=f"check the axis order by this network: timm/NAME, {LITE0}, ...")
     parser.add_argument("--weights", default="published", help="its checkpoint [published]")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the pooled labels [1]")

@@ -3,7 +3,7 @@
   the paper's ResNet-50 + ReLabel, on one GPU (or, without any, on the CPU):
     python train_imagenet.py --config-file rn50_configs/relabel_rn50.yaml \\
         --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/relabel_rn50
-  on 8 GPUs, the same batch in all:
+  on 8 GPUs, with the same total batch size:
     torchrun --standalone --nproc-per-node=8 train_imagenet.py --config-file ... (as above)
   on 2 machines of 8 GPUs, on each of them:
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train_imagenet.py ...
@@ -13,7 +13,7 @@
     python train_imagenet.py --config-file rn50_configs/relabel_rn50.yaml --data.val_dataset=val.beton \\
         --util.test_only=True --util.test_weight_file=rn50_relabel_78.9.pth
 
-Everything a run leaves is in `logging.folder`: config.yaml (every setting in force), log.jsonl (one line an epoch),
+Everything a run writes is in `logging.folder`: config.yaml (every setting in force), log.jsonl (one line per epoch),
 steps.jsonl, curves.png, checkpoint.pt and the one before it.
 
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
@@ -58,7 +58,7 @@ from relabel.training.targets import soft_targets
 @dataclass(frozen=True, kw_only=True)
 class Relabel:
     use: bool = setting(Flag(), "targets pooled from label maps; else single labels", True)
-    localized: bool = setting(Flag(), "pool over the crop; else over the whole image", True)
+    localized: bool = setting(Flag(), "pool over the crop; else over the full image", True)
     multi: bool = setting(Flag(), "soft targets; else the best class of each alone", True)
     temperature: float = setting(Number(1e-3), "scores are divided by it before the softmax", 1.0)
     pairing: str = setting(
@@ -69,27 +69,27 @@ class Relabel:
 
 @dataclass(frozen=True, kw_only=True)
 class CutMix:
-    prob: float = setting(Number(0, 1), "share of batches with CutMix", 0.0)
+    prob: float = setting(Number(0, 1), "fraction of batches with CutMix", 0.0)
     beta: float = setting(Number(0), "parameter of its Beta distribution", 0.0)
     off_epoch: int = setting(Number(0, whole=True), "last epochs without CutMix", 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """what is trained on, and how images are cropped and augmented"""
+    """datasets, and how images are cropped and augmented"""
 
     train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
     val_dataset: str = setting(str, "the validation .beton; the same", "")
     data_path: str = setting(str, "ImageNet's folder with train/ and val/, to pack from", "")
-    num_workers: int = setting(Number(0, whole=True), "decoding threads of a machine; 0: all cores, 1 on the CPU", 0)
+    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: all cores, 1 on the CPU", 0)
     in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
     decode: str = setting(Choice("fast", "exact"), "fast: only what is needed; exact: stock FFCV's pixels", "fast")
     verify: bool = setting(Flag(), "check every sample of the training .beton against its checksum first", False)
     relabel: Relabel = group(Relabel)
     clean_labels: str = setting(str, "list of training labels to replace or leave out: PATH<tab>LABEL or -", "")
     image_size: int = setting(Number(8, whole=True), "side of the crop in pixels", 224)
-    rrc_minimum: float = setting(Number(1e-3, 1), "least area of a random crop, share of the image's", 0.08)
-    crop_ratio: float = setting(Number(0.1, 1), "side of the validation crop, share of the shorter side", 0.875)
+    rrc_minimum: float = setting(Number(1e-3, 1), "minimum area of a random crop, fraction of the image's", 0.08)
+    crop_ratio: float = setting(Number(0.1, 1), "side of the validation crop, fraction of the shorter side", 0.875)
     color_jitter: float = setting(Number(0, 1), "strength of brightness, contrast and saturation", 0.4)
     lighting: float = setting(Number(0, 1), "standard deviation of PCA lighting", 0.1)
     cutmix: CutMix = group(CutMix)
@@ -97,8 +97,8 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    init: float = setting(Number(0), "peak learning rate, for the whole batch", 0.5)
-    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: a tenth every 30 epochs", "cos")
+    init: float = setting(Number(0), "peak learning rate, for batch_size", 0.5)
+    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: divided by 10 every 30 epochs", "cos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +126,16 @@ class Optim:
     optimizer: str = setting(Choice("sgd", "adamp", "adamw", "lamb"), "optimizer", "sgd")
     epochs: int = setting(Number(1, whole=True), "length of the run", 100)
     start_epoch: int = setting(Number(0, whole=True), "resume at the start of this epoch", 0)
-    batch_size: int = setting(Number(1, whole=True), "images in a step, over all GPUs", 512)
-    accumulate: int = setting(Number(1, whole=True), "parts a step's batch is cut into, to save memory", 1)
+    batch_size: int = setting(Number(1, whole=True), "batch size, over all GPUs", 512)
+    accumulate: int = setting(Number(1, whole=True), "gradient accumulation: micro-batches per step", 1)
     lr: LearningRate = group(LearningRate)
     warmup: WarmUp = group(WarmUp)
     nesterov: bool = setting(Flag(), "Nesterov's momentum", True)
     momentum: float = setting(Number(0, 1), "SGD's momentum, the others' first beta", 0.9)
     wd: WeightDecay = group(WeightDecay)
-    label_smoothing: float = setting(Number(0, 1), "share of each target spread over all classes", 0.0)
+    label_smoothing: float = setting(Number(0, 1), "fraction of each target spread over all classes", 0.0)
     bn: BatchNorm = group(BatchNorm)
-    ema_decay: float = setting(Number(0, 1), "EMA of the weights, decay a step; it is validated; 0: off", 0.0)
+    ema_decay: float = setting(Number(0, 1), "decay per step of the weights' EMA, which is then validated; 0: off", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Prepare everything in the order of its use, then train, or only evaluate."""
+    """Set everything up in the order of its use, then train, or only evaluate."""
     compute, logging, optim = settings.compute, settings.logging, settings.optim
     if compute.distributed.use and compute.gpu < 0:
         start_one_process_a_gpu(compute.distributed.url)
@@ -252,7 +252,7 @@ def make_run(settings: Settings, network: Module, processes: Processes, precisio
 
 
 def train_epoch(settings: Settings, run: Run, loader: Loader, monitor: Monitor) -> dict[str, Any]:
-    """The steps of `run.epoch` that are not done yet. Returns what the log says of training."""
+    """The remaining steps of `run.epoch`. Returns the training part of the log line."""
     optim, size = settings.optim, settings.resolution.at(run.epoch, settings.data.image_size)
     loader.set_image_size(size)
     run.network.train()

@@ -22,10 +22,10 @@ from relabel.errors import BadInput
 PHOTOGRAPHS = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 FASHION_MNIST = ["top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 # Without shirts and coats, which at this size are hard to tell from tops and pullovers even for a person. A class's
-# index is its folder's place, as in ImageFolder.
+# index is its folder's position, as in ImageFolder.
 CLASSES = sorted(set(FASHION_MNIST) - {"shirt", "coat"})
 CANVAS = 72  # pixels
-SIDE = (26, 44)  # least and greatest side of an object, pixels
+SIDE = (26, 44)  # minimum and maximum side of an object, pixels
 NUM_OBJECTS = (2, 4)
 OPAQUE_FROM = 40  # gray level of a photograph
 ANNOTATOR_SHARE = 24_000  # of the 48,000 training photographs: the annotator's; the rest make scenes
@@ -44,7 +44,7 @@ def read_photographs(split: str) -> tuple[np.ndarray, np.ndarray]:
             labels = np.frombuffer(file.read(), np.uint8, offset=8)
     except FileNotFoundError as error:
         raise BadInput(
-            f"{error.filename}: not there; apt-get install dataset-fashion-mnist, or set FASHION_MNIST to a folder "
+            f"{error.filename}: no such file; apt-get install dataset-fashion-mnist, or set FASHION_MNIST to a folder "
             "with the four .gz files"
         ) from None
     index = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in FASHION_MNIST])[labels]
@@ -70,10 +70,10 @@ def paste(canvas: np.ndarray, photograph: np.ndarray, y: int, x: int, side: int,
 def compose(
     rng: np.random.Generator, photographs: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
-    """One scene. The labelled object is drawn with probabilities in proportion to the objects' areas.
+    """One scene. The labeled object is drawn with probabilities in proportion to the objects' areas.
 
     Returns:
-        uint8 `[CANVAS, CANVAS, 3]`, and its objects `(class, y, x, side)` in pixels, the labelled one first.
+        uint8 `[CANVAS, CANVAS, 3]`, and its objects `(class, y, x, side)` in pixels, the labeled one first.
     """
     sides = rng.integers(*SIDE, rng.integers(*NUM_OBJECTS, endpoint=True), endpoint=True)
     canvas = background(rng, CANVAS)
@@ -101,7 +101,7 @@ def read_scene(file: Path) -> np.ndarray:
 def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
     """Write `count` scenes as `root/split/CLASS/NAME.jpg`, and what they show as `root/split.json`.
 
-    The JSON holds, in ImageFolder's order: `files`; `objects`, each `[class, y, x, side]`, the labelled one first;
+    The JSON holds, in ImageFolder's order: `files`; `objects`, each `[class, y, x, side]`, the labeled one first;
     and `multilabels`, the sorted classes present; these are by name in `root/split_multilabels.json` too.
     """
     if split == "train":

@@ -1,4 +1,4 @@
-"""The main job on a small scale: `make demo`.
+"""Training with and without ReLabel on a small scale: `make demo`.
 
 Composes Scenes, lets a machine annotator write label maps, packs both into .beton files, trains the same network
 twice, on single labels and on localized multi-labels (ReLabel), evaluates both on the same validation file, and
@@ -56,14 +56,14 @@ def main(folder: Path, seeds: list[int]) -> None:
 
 
 def once(mark: Path, step: Callable[[], None]) -> None:
-    """Do `step` unless `mark` exists, and leave it behind."""
+    """Do `step` unless the file `mark` exists, then create it."""
     if not mark.exists():
         step()
         mark.touch()
 
 
 def command(name: str, *arguments: object) -> None:
-    """Run a command; where it fails, leave with its exit code."""
+    """Run a command; if it fails, exit with its exit code."""
     if code := call(name, *arguments):
         sys.exit(code)
 
@@ -100,7 +100,7 @@ def train(data: Path, run: Path, seed: int, *settings: str) -> None:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error (nan for one value)."""
+    """Mean and its standard error (NaN for one value)."""
     error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
     return float(np.mean(values)), error
 
@@ -141,8 +141,8 @@ def show_crops(data: Path, file: Path) -> None:
             sheet[sample].append((batch.images[i].numpy().copy(), batch.crop_boxes[i].numpy().copy(), targets[i]))
     samples = read_sample_list(read_header(str(path)))
     assert samples is not None
-    whole = np.stack([compose.read_scene(data / "train" / samples.names[i]) for i in chosen])
-    draw_crops(whole, list(sheet.values()), [classes[labels[i]] for i in chosen], classes, file)
+    full = np.stack([compose.read_scene(data / "train" / samples.names[i]) for i in chosen])
+    draw_crops(full, list(sheet.values()), [classes[labels[i]] for i in chosen], classes, file)
 
 
 if __name__ == "__main__":

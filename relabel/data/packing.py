@@ -34,7 +34,7 @@ ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out what
 class Packing:
     """what to pack and how"""
 
-    data_dir: str = setting(str, "folder of images, one folder a class")
+    data_dir: str = setting(str, "folder of images, one folder per class")
     write_path: str = setting(str, "the .beton to write")
     label_map_dir: str = setting(
         str, "label maps, a folder of CLASS/IMAGE.pt or .p, or an archive .npy; empty: none", ""

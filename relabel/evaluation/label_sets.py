@@ -73,7 +73,7 @@ def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndar
         num_classes: of the network.
 
     Returns:
-        bool `[N, num_classes]`; a row without any class is a sample that does not count.
+        bool `[N, num_classes]`; a row without any class is a sample that is not counted.
 
     Raises:
         BadInput: no such file, contents of another form or length, a sample or class that is unknown; named.
@@ -107,7 +107,7 @@ def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequ
         classes: the network's class list, in which ImageNet's are found by name; None: ImageNet's own order.
 
     Returns:
-        bool `[len(samples), num_classes]`, the right classes; a row without any does not count.
+        bool `[len(samples), num_classes]`, the correct classes; a row without any is not counted.
 
     Raises:
         BadInput: the file is of another form; a sample is no validation image that it has, or two are the same one; no
@@ -122,7 +122,7 @@ def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequ
         number = VALIDATION_NAME.fullmatch(Path(name).name)
         at = int(number[1]) if number else 0
         if not 1 <= at <= len(lists):
-            raise BadInput(f"{file}: has no entry for {name}; its entries are of ILSVRC2012_val_00000001.JPEG and on")
+            raise BadInput(f"{file}: has no entry for {name}; its entries start at ILSVRC2012_val_00000001.JPEG")
         if at in seen:
             raise BadInput(f"{file}: entry {at - 1} fits {seen[at]} and {name}")
         seen[at] = name
@@ -138,7 +138,7 @@ def read_multilabel_records(
     """Shankar et al.'s labels (ICML 2020): the records of `imagenet2012_multilabel`, exported to JSON.
 
     A list of objects with `file_name`, `correct_multi_labels`, `wrong_multi_labels`, `unclear_multi_labels` and
-    `is_problematic`. Correct and unclear labels count as right; problematic images are left out.
+    `is_problematic`. Correct and unclear labels both count as correct; problematic images are left out.
 
     Args:
         samples, num_classes, classes: as for `read_real`.

@@ -114,7 +114,7 @@ class Images(Dataset):
 
 
 class Tree:
-    """The official tree: one file an image, each complete or absent."""
+    """The official tree: one file per image, each complete or absent."""
 
     def __init__(self, root: Path, names: list[str], manifest: dict[str, Any]) -> None:
         self.root, self.files, self.manifest = root, [root / f"{key_of(name)}.pt" for name in names], manifest
@@ -135,7 +135,7 @@ class Tree:
 
 
 class Archive:
-    """All maps in one file, which has its name when it is complete; rows that are done are marked beside it."""
+    """All maps in one file, which gets its name when it is complete; rows that are done are marked beside it."""
 
     def __init__(self, root: Path, names: list[str], manifest: dict[str, Any]) -> None:
         self.root, self.manifest = root, manifest | {"files": names}

@@ -1,4 +1,4 @@
-"""What label maps say: samples with their maps from a folder or a `.beton`, a quality report, an axis-order check."""
+"""Inspecting label maps: samples with their maps from a folder or a `.beton`, a quality report, an axis-order check."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,9 +159,9 @@ def quality(samples: Samples, temperature: float, most: int) -> dict[str, float]
         temperature: of the pooled targets.
 
     Returns:
-        `coverage`, `top_1`, `top_5` (share of images whose single label is the pooled whole image's best class,
+        `coverage`, `top_1`, `top_5` (fraction of images whose single label is the pooled whole image's best class,
         among its five best), `multi_label` (a second class is best at a tenth of the cells or more): percent;
-        `entropy` of the pooled target, in bits; `images` looked at.
+        `entropy` of the pooled target, in bits; `images` inspected.
     """
     hits, entropies, several = np.zeros((0, 2)), [], []
     whole = np.array([[0.0, 0, 1, 1]])
@@ -193,7 +193,7 @@ def axis_agreement(
     """How well the maps fit an annotator's, as they are read and transposed: a wrong axis order is the other way round.
 
     Returns:
-        The mean probability that the annotator gives, at each place, to the classes that the map lists there: of
+        The mean probability that the annotator gives, in each cell, to the classes that the map lists there: of
         the maps as read, and of the maps with rows and columns exchanged.
     """
     fits = []
