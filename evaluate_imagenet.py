@@ -16,6 +16,7 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 
 import csv
 import json
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,8 @@ def make_model(settings: Model) -> torch.nn.Module:
     if settings.weights == "published":
         return published_model(settings.arch, settings.num_classes)
     model = build_model(settings.arch, settings.num_classes, use_blurpool=settings.use_blurpool)
-    load_weights(model, settings.weights)
+    if said := load_weights(model, settings.weights):
+        print(f"{settings.weights}: {said}", file=sys.stderr)
     return model
 
 

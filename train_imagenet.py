@@ -14,7 +14,7 @@
         --util.test_only=True --util.test_weight_file=rn50_relabel_78.9.pth
 
 Everything a run leaves is in `logging.folder`: config.yaml (every setting in force), log.jsonl (one line an epoch),
-steps.jsonl, curves.png, checkpoint.pt and the one before it.
+steps.jsonl, curves.png, checkpoint.pt and the one before it; at the end weights.safetensors and weights.pth.
 
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
@@ -35,13 +35,13 @@ from relabel.data.packing import packed_once
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import build_model, load_weights
+from relabel.models import build_model, check_input, load_weights
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
 from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
 from relabel.training.augment import augment, cutmix, rng_of_step
 from relabel.training.environment import Compute, Logging, Util, Validation
-from relabel.training.monitor import Monitor, peak_memory, summary
+from relabel.training.monitor import Monitor, summary
 from relabel.training.optim import Resolution, build_optimizer, learning_rate, set_learning_rate
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
@@ -179,12 +179,13 @@ def main(settings: Settings) -> None:
     right = read_multilabels(file, count, settings.model.num_classes) if file else None
     validate = partial(evaluate, loader=val_loader, precision=precision, flip_average=flip, multilabels=right)
     if settings.util.test_only:
-        load_weights(network, settings.util.test_weight_file)
+        if said := load_weights(network, settings.util.test_weight_file):
+            say(f"{settings.util.test_weight_file}: {said}")
         return say(summary(validate(network)))
     loader = make_train_loader(settings, processes)
     if settings.model.weights and not saved:
-        head = load_weights(network, settings.model.weights, new_head=True)
-        say(f"{settings.model.weights}: loaded{f'; {head} is re-initialized, for other classes' if head else ''}")
+        said = load_weights(network, settings.model.weights, new_head=True)
+        say(f"{settings.model.weights}: loaded{said and f'; {said}'}")
     run = make_run(settings, network, processes, precision)
     if processes.first:
         folder.begin(saved)
@@ -203,7 +204,7 @@ def main(settings: Settings) -> None:
             line |= validate(run.validated)
         say(summary(line))
         monitor.end_epoch(line)
-    say(f"done: {folder.path}/log.jsonl, curves.png, checkpoint.pt; peak memory {peak_memory():.2f} GiB")
+    monitor.end_run()
 
 
 def make_network(settings: Settings, processes: Processes) -> torch.nn.Module:

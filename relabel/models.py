@@ -1,17 +1,20 @@
 """Networks by name (torchvision's, and timm's as `timm/NAME`), BlurPool, and weights from a checkpoint."""
 
 import difflib
-import pickle
-from pathlib import Path
+from collections.abc import Iterable
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checkpoints import plain_names, read_checkpoint
 from .errors import BadInput
 from .normalization import IMAGENET_MEAN, IMAGENET_STD, Renormalize
+
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of Inception v3 and GoogLeNet
 
 
 def build_model(
@@ -51,7 +54,7 @@ def build_model(
             keywords["aux_logits"] = False
         model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **keywords)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             module.momentum, module.eps = bn_momentum, bn_eps
     if use_blurpool:
         _apply_blurpool(model)
@@ -106,43 +109,71 @@ def _apply_blurpool(module: nn.Module) -> None:
 
 
 def load_weights(model: nn.Module, file: str, new_head: bool = False) -> str:
-    """Load a checkpoint: a state dict, or a dict with one under `ema`, `model` (ours) or `state_dict` (official).
+    """Load a checkpoint: ours, the official project's, torchvision's, timm's, any state dict, plain or in a container.
 
-    Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off.
+    Averaged weights go before others, prefixes that wrappers leave are taken off, and Inception's and GoogLeNet's
+    auxiliary heads, which training here does not use, are left out.
 
     Args:
+        file: as `relabel.checkpoints.read_file` takes it.
         new_head: keep the model's own last layer where the checkpoint's is for another number of classes.
 
     Returns:
-        The name of the layer that was kept; empty if there is none.
+        What is to be said of it in a line: which of several weights, what was left out; empty if nothing.
 
     Raises:
-        BadInput: no such file, not a checkpoint, or weights that do not fit `model`; named.
+        BadInput: no such file, not a checkpoint, one that would run code, or weights that do not fit `model`; named.
     """
-    if not Path(file).is_file():
-        raise BadInput(f"{file}: no such checkpoint")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BadInput(f"{file}: not a checkpoint that can be read safely ({error!s})") from None
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    if not isinstance(checkpoint, dict) or not all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
-        raise BadInput(f"{file}: holds no state dict of tensors")
-    for prefix in ("module.", "_orig_mod."):
-        checkpoint = {key.removeprefix(prefix): value for key, value in checkpoint.items()}
-    own, head = model.state_dict(), ""
+    checkpoint, where = read_checkpoint(file)
+    own = model.state_dict()
+    checkpoint = plain_names(checkpoint, own)
+    said = [f"its {where}"] if where else []
+    auxiliary = [key for key in checkpoint if key not in own and key.startswith(AUXILIARY)]
+    if auxiliary:
+        said.append(f"without its auxiliary heads {', '.join(sorted({key.partition('.')[0] for key in auxiliary}))}")
+        checkpoint = {key: value for key, value in checkpoint.items() if key not in auxiliary}
     if new_head:
         other = [key for key, value in checkpoint.items() if key in own and value.shape != own[key].shape]
         layers = {key.rpartition(".")[0] for key in other}
-        if len(layers) == 1 and list(own)[-1] in other:
-            head = layers.pop()
+        if layers and layers <= set(head_layers(model)):
+            said.append(f"{', '.join(sorted(layers))} is re-initialized, for other classes")
             checkpoint |= {key: own[key] for key in other}
     try:
         model.load_state_dict(checkpoint)
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise BadInput(f"{file}: does not fit the network: {' '.join(line.strip() for line in lines[1:4])}") from None
-    return head
+    return "; ".join(said)
+
+
+def head_layers(model: nn.Module) -> list[str]:
+    """The names of the layers that give the logits: one, or several where timm's network has them (DeiT's two)."""
+    own = list(model.state_dict())
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    known = [name for name in ((names,) if isinstance(names, str) else names) if f"{name}.weight" in own]
+    return known or [own[-1].rpartition(".")[0]]
+
+
+def check_input(model: nn.Module, arch: str, batch_size: int, image_sizes: Iterable[int]) -> None:
+    """Run `model` on shapes alone, without computing: what torch or the network would refuse is refused here.
+
+    Args:
+        arch: its name, for the message.
+        batch_size: images in a forward pass; in train mode, one is too few for batch norm of a single position.
+        image_sizes: sides of the images, in pixels.
+
+    Raises:
+        BadInput: the network does not take such a batch.
+    """
+    shapes = {key: value.to("meta") for key, value in (*model.named_parameters(), *model.named_buffers())}
+    for size in sorted(set(image_sizes)):
+        try:
+            torch.func.functional_call(model, shapes, (torch.empty(batch_size, 3, size, size, device="meta"),))
+        except (ValueError, AssertionError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "meta" in reason:  # the network looks at values: it is left to the first step
+                continue
+            raise BadInput(
+                f"{arch} does not take a batch of {batch_size} x 3 x {size} x {size} "
+                f"{'in training' if model.training else 'in validation'}: {reason}"
+            ) from None

@@ -71,7 +71,8 @@ def annotator_network(arch: str, weights: str, num_classes: int) -> tuple[nn.Mod
         model = published_model(arch, num_classes)
     else:
         model = build_model(arch, num_classes)
-        load_weights(model, weights)
+        if said := load_weights(model, weights):
+            print(f"{weights}: {said}", file=sys.stderr)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

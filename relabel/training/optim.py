@@ -7,6 +7,7 @@ from typing import Any
 import timm.optim
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..settings import Number, setting
 
@@ -31,7 +32,7 @@ def build_optimizer(
         weight_decay: on all parameters; without `decay_bn` not on batch norm's.
         decay_bn: whether batch norm's parameters decay.
     """
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
     if not decay_bn:
         groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
@@ -43,6 +44,12 @@ def build_optimizer(
     if optimizer == "lamb":
         return timm.optim.Lamb(groups, **adam)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What the optimizer's moments take, also before the first step: two with betas, one with SGD's momentum."""
+    moments = 2 if "betas" in optimizer.defaults else bool(optimizer.defaults["momentum"])
+    return moments * sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
 
 
 def learning_rate(
