@@ -31,7 +31,7 @@ from relabel.data.loader import Loader, Reading
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import ALEXNET_ERRORS, read_multilabel_records, read_real
 from relabel.evaluation.predictions import Predictions, average_precision, predict
-from relabel.models import build_model, load_weights, published_model
+from relabel.models import build_model, check_input, load_weights, published_model
 from relabel.precision import precision_of
 from relabel.processes import Processes, decoding_threads, join, use_all_cores
 from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
@@ -140,7 +140,9 @@ class Sets:
 
     def __init__(self, settings: Settings, processes: Processes) -> None:
         data = settings.data
-        self._model = make_model(settings.model).to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = make_model(settings.model).eval()
+        check_input(model, settings.model.arch, 1, [data.image_size])
+        self._model = model.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._reading = Reading(settings.model.num_classes, processes, decoding_threads(data.num_workers, processes))
         self._precision = precision_of(settings.compute.precision, processes.device)
         self._data, self._batch_size = data, data.batch_size * processes.world_size

@@ -42,7 +42,16 @@ from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, grou
 from relabel.training.augment import augment, cutmix, rng_of_step
 from relabel.training.environment import Compute, Logging, Util, Validation
 from relabel.training.monitor import Monitor, summary
-from relabel.training.optim import Resolution, build_optimizer, learning_rate, set_learning_rate
+from relabel.training.optim import (
+    BatchNorm,
+    LearningRate,
+    Resolution,
+    WarmUp,
+    WeightDecay,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
 from relabel.training.targets import soft_targets
@@ -97,30 +106,6 @@ class Data:
     color_jitter: float = setting(Number(0, 1), "strength of brightness, contrast and saturation", 0.4)
     lighting: float = setting(Number(0, 1), "standard deviation of PCA lighting", 0.1)
     cutmix: CutMix = group(CutMix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRate:
-    init: float = setting(Number(0), "peak learning rate, for the whole batch", 0.5)
-    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: a tenth every 30 epochs", "cos")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmUp:
-    lr: float = setting(Number(0), "learning rate at the start of the warm-up", 0.0)
-    epochs: float = setting(Number(0), "length of the linear warm-up", 5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightDecay:
-    base: float = setting(Number(0), "weight decay", 1e-5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNorm:
-    momentum: float = setting(Number(0, 1), "batch norm's weight of the past (1 - torch's momentum)", 0.9)
-    eps: float = setting(Number(0), "batch norm's epsilon", 1e-5)
-    decay: bool = setting(Flag(), "weight decay also on batch norm's parameters", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +195,13 @@ def main(settings: Settings) -> None:
 def make_network(settings: Settings, processes: Processes) -> torch.nn.Module:
     model, bn = settings.model, settings.optim.bn
     network = build_model(model.arch, model.num_classes, 1 - bn.momentum, bn.eps, model.use_blurpool)
+    size = settings.data.image_size
+    check_input(network.eval(), model.arch, 1, [settings.validation.resolution or size])
+    if not settings.util.test_only:
+        batch = processes.share(settings.optim.batch_size, settings.optim.accumulate)
+        whole = batch * processes.world_size if model.sync_bn else batch  # what batch norm sees
+        sizes = [settings.resolution.at(epoch, size) for epoch in range(settings.optim.epochs)]
+        check_input(network.train(), model.arch, whole, sizes)
     network = processes.sync_batch_norm(network) if model.sync_bn else network
     return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -7,6 +7,7 @@ scalars and arrays, paths, ...). No foreign module is imported. Unpickling build
 something which is not the constructor of plain data is refused.
 """
 
+import _compat_pickle
 import json
 import pickletools
 import tarfile
@@ -22,8 +23,8 @@ from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from .errors import BadInput
 
-# Where programs keep the weights, the ones to take first: averaged ones (ours; torchvision's and timm's; timm's older
-# name), then `model` (ours, torchvision, timm, DeiT) and `state_dict` (the official project, timm, Lightning, open_clip).
+# Where programs keep weights, those to take first: averaged ones (ours; torchvision's; timm's), then others (`model`:
+# ours, torchvision, DeiT; `state_dict`: the official project, timm, Lightning, open_clip).
 CONTAINERS = ("ema", "model_ema", "state_dict_ema", "model", "state_dict", "network", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, AveragedModel; torch.compile; Lightning
 # Constructors of plain data, which pickle calls; their stand-ins may be called. Everything else that is called is code.
@@ -40,6 +41,7 @@ PLAIN = {
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     "copyreg._reconstructor", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
 }  # fmt: skip
+NETWORK = "a pickled network, whose code is needed: save its state_dict()"
 BLOCKED = ("os", "posix", "nt", "sys")  # torch refuses these modules whatever it is told
 
 
@@ -48,10 +50,14 @@ class _WouldRun(Exception):
 
 
 class _StandInType(type):
+    """Of the stand-ins: what pickle may do with them, where an unpickler of torch's asks."""
+
     def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
         if cls.__name__ not in PLAIN:
             raise _WouldRun(cls.__name__)
-        return [] if cls.__name__ == "collections.deque" else cls.__new__(cls)  # torch appends to lists alone
+        if cls.__name__ == "collections.deque":
+            return []  # torch appends to lists alone
+        return dict.__new__(cls)  # type: ignore[arg-type]
 
     def __eq__(cls, other: object) -> bool:
         return cls is other or other is dict  # torch sets items of `dict` alone, and asks by ==
@@ -101,14 +107,19 @@ def read_file(file: str | Path, device: torch.device | str = "cpu") -> Any:
             warnings.simplefilter("ignore")  # of other pickle protocols, before they fail; of old storages
             return torch.load(path, map_location=device, weights_only=True)
     except _WouldRun as call:
+        module, _, name = str(call).rpartition(".")
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)  # torch leaves some of Python 2's names
         raise BadInput(
-            f"{file}: refused: unpickling it would call {call}; nothing in it was executed. "
+            f"{file}: refused: unpickling it would call {module}.{name}; nothing in it was executed. "
             "Where you trust it, save the state_dict() alone with the program that wrote it"
         ) from None
     except BadInput:
         raise
     except Exception as error:  # a damaged or hostile file can make a reader fail in any way
-        reason = (str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or [type(error).__name__])[0]
+        said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # not torch's advice before it
+        reason = said.splitlines()[0] if said else type(error).__name__
+        if "persistent_load of storage" in reason:  # zip-less files keep a network's source code there
+            reason = NETWORK
         raise BadInput(f"{file}: not a checkpoint that can be read safely ({reason})") from None
 
 
@@ -125,10 +136,7 @@ def read_checkpoint(file: str | Path) -> tuple[dict[str, torch.Tensor], str]:
     found = dict(_state_dicts(content))
     if not found:
         network = isinstance(content, dict) and "_modules" in content
-        raise BadInput(
-            f"{file}: holds no state dict of tensors"
-            + (" but a pickled network, whose code is needed: save its state_dict()" if network else "")
-        )
+        raise BadInput(f"{file}: holds no state dict of tensors" + (f" but {NETWORK}" if network else ""))
     where, state = next(iter(found.items()))
     return state, where if len(found) > 1 else ""
 
@@ -207,9 +215,9 @@ def _foreign_names(path: Path) -> set[str]:
 
 def _globals(file: IO[bytes]) -> Iterator[str]:
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "PROTO" and argument > 2:
+        if opcode.name == "PROTO" and int(argument or 0) > 2:
             raise ValueError(f"pickled with protocol {argument}; torch reads its own, 2: torch.save it without another")
         if opcode.name == "GLOBAL":
-            module, _, name = argument.partition(" ")
+            module, _, name = str(argument).partition(" ")
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
             yield f"{module}.{name}"

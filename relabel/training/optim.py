@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..settings import Number, setting
+from ..settings import Choice, Flag, Number, setting
 
 
 def build_optimizer(
@@ -102,3 +102,27 @@ class Resolution:
             return self.max_res
         grown = (self.max_res - self.min_res) * (epoch - self.start_ramp) / (self.end_ramp - self.start_ramp)
         return max(self.min_res, min(self.max_res, round((self.min_res + grown) / 32) * 32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    init: float = setting(Number(0), "peak learning rate, for the whole batch", 0.5)
+    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: a tenth every 30 epochs", "cos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    lr: float = setting(Number(0), "learning rate at the start of the warm-up", 0.0)
+    epochs: float = setting(Number(0), "length of the linear warm-up", 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightDecay:
+    base: float = setting(Number(0), "weight decay", 1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm:
+    momentum: float = setting(Number(0, 1), "batch norm's weight of the past (1 - torch's momentum)", 0.9)
+    eps: float = setting(Number(0), "batch norm's epsilon", 1e-5)
+    decay: bool = setting(Flag(), "weight decay also on batch norm's parameters", True)
