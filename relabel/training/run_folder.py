@@ -102,7 +102,7 @@ class RunFolder:
                 f"{self.path} holds a run already: --resume=auto resumes it, another --logging.folder keeps it"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
+        write_text(self.path / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         # What was written after the checkpoint is done again.
         epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
         self._keep("log", lambda line: line["epoch"] < epoch)
