@@ -140,7 +140,7 @@ class Sets:
 
     def __init__(self, settings: Settings, processes: Processes) -> None:
         data = settings.data
-        model = make_model(settings.model).eval()
+        model = make_model(settings.model, say=processes.first).eval()
         check_input(model, settings.model.arch, 1, [data.image_size])
         self._model = model.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._reading = Reading(settings.model.num_classes, processes, decoding_threads(data.num_workers, processes))
@@ -156,11 +156,12 @@ class Sets:
         return predict(self._model, loader, self._precision, self._data.lr_tta, classes)
 
 
-def make_model(settings: Model) -> torch.nn.Module:
+def make_model(settings: Model, say: bool) -> torch.nn.Module:
     if settings.weights == "published":
         return published_model(settings.arch, settings.num_classes)
     model = build_model(settings.arch, settings.num_classes, use_blurpool=settings.use_blurpool)
-    if said := load_weights(model, settings.weights):
+    said = load_weights(model, settings.weights)
+    if said and say:
         print(f"{settings.weights}: {said}", file=sys.stderr)
     return model
 
