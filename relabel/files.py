@@ -26,8 +26,8 @@ def atomic(file: Path, keep: Path | None = None, sync: bool = True, size: int = 
         BadInput: there is no room for it; the old content is still there.
     """
     temporary = file.with_name(file.name + ".part")
-    try:
-        with needs_room(file, size):
+    with needs_room(file, size):
+        try:
             yield temporary
             if sync:
                 _sync(temporary)
@@ -36,8 +36,8 @@ def atomic(file: Path, keep: Path | None = None, sync: bool = True, size: int = 
             os.replace(temporary, file)
             if sync:
                 _sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
