@@ -16,6 +16,7 @@ Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 
 import csv
 import json
+import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,6 +26,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
+from relabel.checkpoints import saved_classes
 from relabel.commands import run_command
 from relabel.data.classes import network_classes
 from relabel.data.folder_loader import FolderLoader, evaluation_loader
@@ -33,7 +35,7 @@ from relabel.data.reading import Reading
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import ALEXNET_ERRORS, read_multilabel_records, read_real
 from relabel.evaluation.predictions import Predictions, average_precision, predict
-from relabel.models import build_model, load_weights, published_model, saved_classes
+from relabel.models import build_model, check_input, load_weights, published_model
 from relabel.precision import precision_of
 from relabel.processes import Processes, decoding_threads, join, use_all_cores
 from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
@@ -148,7 +150,9 @@ class Sets:
         data = settings.data
         saved = None if settings.model.weights == PUBLISHED else saved_classes(settings.model.weights)
         self.classes = network_classes(saved, settings.model.num_classes)
-        self._model = make_model(settings.model).to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = make_model(settings.model, say=processes.first).eval()
+        check_input(model, settings.model.arch, 1, [data.image_size])
+        self._model = model.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         threads = decoding_threads(data.num_workers, processes)
         self._reading = Reading(settings.model.num_classes, processes, threads, classes=self.classes)
         self._precision = precision_of(settings.compute.precision, processes.device)
@@ -163,11 +167,13 @@ class Sets:
         return predict(self._model, loader, self._precision, self._data.lr_tta, classes)
 
 
-def make_model(settings: Model) -> torch.nn.Module:
+def make_model(settings: Model, say: bool) -> torch.nn.Module:
     if settings.weights == PUBLISHED:
         return published_model(settings.arch, settings.num_classes)
     model = build_model(settings.arch, settings.num_classes, use_blurpool=settings.use_blurpool)
-    load_weights(model, settings.weights)
+    said = load_weights(model, settings.weights)
+    if said and say:
+        print(f"{settings.weights}: {said}", file=sys.stderr)
     return model
 
 

@@ -28,6 +28,7 @@ from typing import NoReturn
 
 import torch
 
+from relabel.checkpoints import saved_classes
 from relabel.commands import run_command
 from relabel.data.classes import network_classes
 from relabel.data.images import by_key, class_list_for, find_images
@@ -37,7 +38,6 @@ from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.generator import Archive, Generation, Tree, generate
 from relabel.locks import exclusive
-from relabel.models import saved_classes
 from relabel.precision import precision_of
 from relabel.processes import barrier, join, use_all_cores
 from relabel.settings import Choice, Number, group, load_settings, setting

@@ -14,7 +14,7 @@
         --util.test_only=True --util.test_weight_file=rn50_relabel_78.9.pth
 
 Everything a run writes is in `logging.folder`: config.yaml (every setting in force), log.jsonl (one line per epoch),
-steps.jsonl, curves.png, checkpoint.pt and the one before it.
+steps.jsonl, curves.png, checkpoint.pt and the one before it; at the end weights.safetensors and weights.pth.
 
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
@@ -30,6 +30,7 @@ from ffcv_fields import CropSampler
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
+from relabel.checkpoints import saved_classes
 from relabel.commands import run_command
 from relabel.data.classes import network_classes
 from relabel.data.cleaning import cleaned_labels
@@ -40,14 +41,23 @@ from relabel.data.verification import verify
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import Model, load_weights, make_network, saved_classes, start_from
+from relabel.models import Model, build_model, check_input, load_weights, start_from
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
 from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
 from relabel.training.augment import augment, cutmix, rng_of_step
 from relabel.training.environment import Compute, Logging, Util, Validation
-from relabel.training.monitor import Monitor, peak_memory, summary
-from relabel.training.optim import Resolution, build_optimizer, learning_rate, set_learning_rate
+from relabel.training.monitor import Monitor, summary
+from relabel.training.optim import (
+    BatchNorm,
+    LearningRate,
+    Resolution,
+    WarmUp,
+    WeightDecay,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
 from relabel.training.targets import soft_targets
@@ -93,30 +103,6 @@ class Data:
     color_jitter: float = setting(Number(0, 1), "strength of brightness, contrast and saturation", 0.4)
     lighting: float = setting(Number(0, 1), "standard deviation of PCA lighting", 0.1)
     cutmix: CutMix = group(CutMix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRate:
-    init: float = setting(Number(0), "peak learning rate, for batch_size", 0.5)
-    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: divided by 10 every 30 epochs", "cos")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmUp:
-    lr: float = setting(Number(0), "learning rate at the start of the warm-up", 0.0)
-    epochs: float = setting(Number(0), "length of the linear warm-up", 5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightDecay:
-    base: float = setting(Number(0), "weight decay", 1e-5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNorm:
-    momentum: float = setting(Number(0, 1), "batch norm's weight of the past (1 - torch's momentum)", 0.9)
-    eps: float = setting(Number(0), "batch norm's epsilon", 1e-5)
-    decay: bool = setting(Flag(), "weight decay also on batch norm's parameters", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +156,12 @@ def main(settings: Settings) -> None:
     seed = folder.settings["compute.seed"] = processes.agree(seed_of(compute.seed, saved))
     settings = replace(settings, compute=replace(compute, seed=seed))
     torch.manual_seed(seed)
-    network = make_network(settings.model, 1 - optim.bn.momentum, optim.bn.eps, processes)
+    network = make_network(settings, processes)
     reading = make_reading(settings, processes, classes)
     validate = make_validate(settings, reading, precision)
     if settings.util.test_only:
-        load_weights(network, settings.util.test_weight_file)
+        if said := load_weights(network, settings.util.test_weight_file):
+            say(f"{settings.util.test_weight_file}: {said}")
         return say(summary(validate(network)))
     loader = make_train_loader(settings, reading, path)
     if settings.model.weights and not saved:
@@ -196,7 +183,7 @@ def main(settings: Settings) -> None:
                 line |= validate(run.validated)
             say(summary(line))
             monitor.end_epoch(line)
-    say(f"done: {folder.path}/log.jsonl, curves.png, checkpoint.pt; peak memory {peak_memory():.2f} GiB")
+        monitor.end_run()
 
 
 def training_data(settings: Settings) -> tuple[str, tuple[str, ...] | None]:
@@ -208,6 +195,19 @@ def training_data(settings: Settings) -> tuple[str, tuple[str, ...] | None]:
     if data.verify:
         verify(path)
     return path, classes_of(path, num_classes)
+
+
+def make_network(settings: Settings, processes: Processes) -> Module:
+    """With random weights, on this process's device; what it does not take is refused before the first step."""
+    model, optim, size = settings.model, settings.optim, settings.data.image_size
+    network = build_model(model.arch, model.num_classes, 1 - optim.bn.momentum, optim.bn.eps, model.use_blurpool)
+    check_input(network.eval(), model.arch, 1, [settings.validation.resolution or size])
+    if not settings.util.test_only:
+        batch = processes.share(optim.batch_size, optim.accumulate)
+        sizes = [settings.resolution.at(epoch, size) for epoch in range(optim.epochs)]
+        check_input(network.train(), model.arch, batch * processes.world_size if model.sync_bn else batch, sizes)
+    network = processes.sync_batch_norm(network) if model.sync_bn else network
+    return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def make_reading(settings: Settings, processes: Processes, classes: tuple[str, ...] | None) -> Reading:

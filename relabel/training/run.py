@@ -72,7 +72,11 @@ class Run:
         """Resume from `state`, in place."""
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and not state["scaler"]:
+            if self.processes.first:
+                print("resumed with another precision: float16's loss scaler starts anew")
+        else:
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(state.get("ema", state["model"]))
             self.ema.n_averaged.copy_(state.get("ema_steps", torch.tensor(0)))

@@ -5,11 +5,12 @@ log.jsonl        one line per epoch
 steps.jsonl      one line every `util.print_freq` steps
 curves.png       drawn after every epoch
 checkpoint.pt    the state after the last step that was saved; checkpoint_before.pt: the one before
+weights.*        at the end, the validated weights for other programs (export.py)
 tensorboard/     with logging.tensorboard
 """
 
 import json
-import pickle
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ import numpy as np
 import torch
 import yaml
 
+from ..checkpoints import read_file
 from ..errors import BadInput
-from ..files import atomic, write_text
+from ..files import atomic, in_units, needs_room, write_text
 from ..locks import exclusive
+from .export import WEIGHTS
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
 # What a run cannot change halfway: the order of samples, or what its state means.
@@ -73,11 +76,11 @@ class RunFolder:
             return None
         for file in filter(Path.exists, files):
             try:
-                state = torch.load(file, map_location=device, weights_only=True)
+                state = read_file(file, device)
                 if not isinstance(state, dict) or not {"model", "epoch", "step", "settings"} <= state.keys():
-                    raise ValueError("it is not a checkpoint of this command")
-            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
-                print(f"{file}: damaged, not used ({str(error).splitlines()[0][:120]})", file=sys.stderr)
+                    raise BadInput(f"{file}: no checkpoint of this command")
+            except BadInput as error:
+                print(f"{file}: damaged, not used ({str(error).removeprefix(f'{file}: ')})", file=sys.stderr)
                 continue
             if start_epoch and (state["epoch"], state["step"]) != (start_epoch, 0):
                 raise BadInput(
@@ -124,7 +127,7 @@ class RunFolder:
             raise BadInput(
                 f"{self.path} holds a run already: --resume=auto resumes it, another --logging.folder keeps it"
             )
-        (self.path / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
+        write_text(self.path / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         # What was logged after the checkpoint will be repeated.
         epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
         self._keep("log", lambda line: line["epoch"] < epoch)
@@ -145,7 +148,8 @@ class RunFolder:
 
     def log(self, name: str, line: dict[str, Any], at: int) -> None:
         """Append a line to `name`.jsonl; its numbers also go to TensorBoard, at the steps done `at`."""
-        with open(self.path / f"{name}.jsonl", "a") as file:
+        path = self.path / f"{name}.jsonl"
+        with needs_room(path), open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
         if self._writer:
             for key, value in line.items():
@@ -153,10 +157,35 @@ class RunFolder:
             self._writer.flush()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint: complete and on disk before it replaces the last one, which is kept too."""
+        """Write a checkpoint: complete and on disk before it replaces the last one, which is kept too.
+
+        Raises:
+            BadInput: there is no room for it; the last one is kept.
+        """
         newest, before = (self.path / name for name in CHECKPOINTS)
-        with atomic(newest, keep=before) as temporary:
-            torch.save(state | {"settings": self.settings, "classes": self.classes and list(self.classes)}, temporary)
+        with atomic(newest, keep=before, size=bytes_of(state)) as temporary, open(temporary, "wb") as file:
+            torch.save(state | {"settings": self.settings, "classes": self.classes and list(self.classes)}, file)
+
+    def room(self, checkpoint: int, weights: int) -> str:
+        """What the run's files will take, in words.
+
+        Args:
+            checkpoint: bytes of one; the newest, the one before and the next while it is written are there at once.
+            weights: bytes of what the run hands on, in each of two files.
+        """
+        there = sum(f.stat().st_size for f in (self.path / name for name in (*CHECKPOINTS, *WEIGHTS)) if f.exists())
+        needed, free = 3 * checkpoint + 2 * weights - there, shutil.disk_usage(self.path).free
+        return (
+            f"{self.path}: checkpoints of {in_units(checkpoint)}; at most {in_units(max(needed, 0))} more with the "
+            f"weights at the end, {in_units(free)} free{': NOT ENOUGH ROOM' if needed > free else ''}"
+        )
+
+
+def bytes_of(state: Any) -> int:
+    """Of the tensors in nested dicts and lists."""
+    if isinstance(state, dict | list | tuple):
+        return sum(map(bytes_of, state.values() if isinstance(state, dict) else state))
+    return state.nbytes if isinstance(state, torch.Tensor) else 0
 
 
 def read_log(folder: Path) -> list[dict]:
