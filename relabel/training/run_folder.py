@@ -173,8 +173,9 @@ class RunFolder:
             checkpoint: bytes of one; the newest, the one before and the next while it is written are there at once.
             weights: bytes of what the run hands on, in each of two files.
         """
+        folder = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
         there = sum(f.stat().st_size for f in (self.path / name for name in (*CHECKPOINTS, *WEIGHTS)) if f.exists())
-        needed, free = 3 * checkpoint + 2 * weights - there, shutil.disk_usage(self.path).free
+        needed, free = 3 * checkpoint + 2 * weights - there, shutil.disk_usage(folder).free
         return (
             f"{self.path}: checkpoints of {in_units(checkpoint)}; at most {in_units(max(needed, 0))} more with the "
             f"weights at the end, {in_units(free)} free{': NOT ENOUGH ROOM' if needed > free else ''}"
