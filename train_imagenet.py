@@ -200,7 +200,7 @@ def main(settings: Settings) -> None:
     while run.epoch < optim.epochs:
         line = train_epoch(settings, run, loader, monitor)
         if run.epoch % settings.validation.every == settings.validation.every - 1 or run.epoch + 1 == optim.epochs:
-            line |= validate(run.validated)
+            line |= validate(run.to_validate())
         say(summary(line))
         monitor.end_epoch(line)
     say(f"done: {folder.path}/log.jsonl, curves.png, checkpoint.pt; peak memory {peak_memory():.2f} GiB")

@@ -36,10 +36,11 @@ class Run:
     seconds: float = 0.0  # of this epoch so far
     waited: float = 0.0  # of these, for the loader
 
-    @property
-    def validated(self) -> nn.Module:
-        """The network whose accuracy counts: the average of the weights where there is one."""
-        return self.ema.module if self.ema else self.network
+    def to_validate(self) -> nn.Module:
+        """The network whose accuracy counts, the same in all processes: the EMA of the weights where there is one."""
+        networks = [self.network, *([self.ema.module] if self.ema else [])]
+        self.processes.share_buffers(*networks)
+        return networks[-1]
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a part of this step's loss, float32 `[]`."""
