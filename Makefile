@@ -3,6 +3,7 @@
 # make test       set up, and run the tests
 # make bundle     all wheels and the built FFCV in one folder, for machines without network
 # make gpu-check  on a machine with an NVIDIA GPU: the GPU's tests, pooling and training benchmarks
+#                 (make gpu-check PYTHON=python3: by that Python, which has what is needed; nothing is installed)
 PYTHON ?= python3
 export PYTHON GPU
 PY := .venv/bin/python
@@ -18,11 +19,13 @@ label-map-demo: setup
 test: setup lint
 	$(PY) -m pytest --cov --cov-report=term
 
-gpu-check: setup
-	$(PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
-	$(PY) -m pytest tests/test_pooling_cuda.py tests/test_augment.py
-	$(PY) -m benchmarks.label_pooling
-	$(PY) -m benchmarks.training
+# With PYTHON=..., that Python as it is (torch, CuPy, FFCV and the built extension in it): no .venv, no network.
+GPU_PY := $(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(PY))
+gpu-check: $(if $(filter command line,$(origin PYTHON)),,setup)
+	$(GPU_PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
+	RELABEL_TEST_GPU=1 $(GPU_PY) -m pytest tests/test_pooling_cuda.py tests/test_augment.py
+	$(GPU_PY) -m benchmarks.label_pooling
+	$(GPU_PY) -m benchmarks.training
 
 bundle: setup
 	bash setup/bundle.sh
