@@ -8,8 +8,11 @@ after an overflow parameters and state are as they were.
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..normalization import on_device
 
 
 class MultiTensorAdam(torch.optim.Optimizer):
@@ -154,15 +157,13 @@ class _Layout:
 
     def __init__(self, shapes: tuple, device: torch.device) -> None:
         self.counts = [shape[0] for shape in shapes]
-        width, ends = max(self.counts), torch.tensor(self.counts).cumsum(0)
-        places = torch.arange(width).expand(len(shapes), width)
-        inside = places < torch.tensor(self.counts)[:, None]
-        starts = ends - torch.tensor(self.counts)
-        self.index = torch.where(inside, places + starts[:, None], ends[-1]).to(device)  # the last is a zero
-        self.back = inside.flatten().nonzero().flatten().to(device)
-        sizes = torch.tensor([shape.numel() for shape in shapes], dtype=torch.float64)[:, None]
-        self.layer_scale = sizes.rsqrt().float().to(device)
-        self.channel_scale = (sizes / torch.tensor(self.counts)[:, None]).rsqrt().float().to(device)
+        counts, sizes = np.array(self.counts)[:, None], np.array([shape.numel() for shape in shapes])[:, None]
+        places = np.arange(counts.max())
+        inside, starts = places < counts, counts.cumsum(0).reshape(-1, 1) - counts
+        index = np.where(inside, starts + places, counts.sum())  # the last is a zero
+        self.index, self.back = on_device(index, device), on_device(np.flatnonzero(inside), device)
+        self.channel_scale = on_device((sizes / counts).astype(np.float32) ** -0.5, device)
+        self.layer_scale = on_device(sizes.astype(np.float32) ** -0.5, device)
 
     def rows(self, values: Tensor) -> Tensor:
         """`[N, all channels]` -> `[N, weights, width]`."""
