@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from cuda_tools import compile_for_gpu, compile_for_host
+from cuda_tools import ARCHITECTURES, compile_for_gpu, load_for_host
 from ffcv_fields.cuda import OUT_MACROS
 from scipy.stats import ks_2samp
 from torchvision.transforms import ColorJitter
@@ -58,7 +58,7 @@ def test_augmentation_with_given_draws_is_torchvision_s(order):
 
 @pytest.mark.parametrize("dtype", OUT_MACROS)
 def test_the_cuda_source_compiles_and_agrees_with_its_twin(tmp_path, dtype):
-    for architecture in ("sm_80", "sm_90"):
+    for architecture in ARCHITECTURES:
         compile_for_gpu(CUDA_SOURCE, architecture, OUT_MACROS[dtype])
     main = tmp_path / "main.cpp"
     main.write_text(
@@ -66,12 +66,11 @@ def test_the_cuda_source_compiles_and_agrees_with_its_twin(tmp_path, dtype):
         #include "{CUDA_SOURCE}"
         extern "C" void run(const unsigned char *images, const float *draws, const float *statistics, OUT_T *out,
                             int batch, int pixels) {{
-          for (blockIdx.x = 0; blockIdx.x < (unsigned)batch; ++blockIdx.x)
-            augment(images, draws, statistics, out, pixels);
+          launch(batch, 64, [=] {{ augment(images, draws, statistics, out, pixels); }});
         }}
         """
     )
-    library = compile_for_host(main, tmp_path / "main.so", OUT_MACROS[dtype])
+    library = load_for_host(main, tmp_path / "main.so", OUT_MACROS[dtype])
     images = pictures()
     for order in ORDERS:
         draws, out = some_draws(order), torch.empty(images.shape, dtype=dtype)
