@@ -23,7 +23,7 @@ test: setup lint
 GPU_PY := $(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(PY))
 gpu-check: $(if $(filter command line,$(origin PYTHON)),,setup)
 	$(GPU_PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
-	RELABEL_TEST_GPU=1 $(GPU_PY) -m pytest tests/test_pooling_cuda.py tests/test_augment.py
+	RELABEL_TEST_GPU=1 $(GPU_PY) -m pytest -o addopts=-q -k on_a_gpu tests/test_pooling_cuda.py tests/test_augment.py tests/test_optimizers.py
 	$(GPU_PY) -m benchmarks.label_pooling
 	$(GPU_PY) -m benchmarks.training
 

@@ -90,6 +90,14 @@ def test_on_a_gpu_augmentation_agrees_with_the_cpu_twin(dtype):
         assert torch.allclose(ours, twin, atol=1e-4 if dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", OUT_MACROS)
+def test_on_a_gpu_normalization_in_one_kernel_agrees_with_the_cpu(dtype):
+    ours, cpu = normalize(pictures().cuda(), dtype), normalize(pictures())
+    assert ours.dtype == dtype and ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(ours.float().cpu(), cpu, atol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
 def test_augmented_images_are_distributed_as_torchvision_s():
     images = pictures(600, 8)
     rng = np.random.default_rng(0)

@@ -155,3 +155,24 @@ def test_a_checkpoint_does_not_say_whether_the_optimizer_is_fused(name):
     there.param_groups[0]["fused"] = True  # of a GPU
     here.load_state_dict(there.state_dict())
     assert here.param_groups[0]["fused"] is False
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["adamp", "lamb", "sgd", "adamw"])
+def test_on_a_gpu_an_overflow_in_the_first_step_changes_nothing(name):
+    model = network().cuda()
+    optimizer, scaler = build_optimizer(model, name, 2e-3, 0.9, True, 0.05, True), torch.amp.GradScaler("cuda")
+    scaler.scale(torch.zeros((), device="cuda"))
+    for step in range(4):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        if step == 0:
+            next(model.parameters()).grad[0] = float("inf")
+        before = [p.clone() for p in model.parameters()]
+        torch.cuda.set_sync_debug_mode("error")
+        scaler.step(optimizer)
+        scaler.update()
+        torch.cuda.set_sync_debug_mode("default")
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert same == (step == 0)
+        assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -237,6 +237,14 @@ def test_on_a_gpu_bad_samples_become_nan_and_many_classes_agree():
 
 
 @gpu
+def test_on_a_gpu_every_run_gives_the_same_bits():
+    maps = torch.from_numpy(random_maps(np.random.default_rng(0), 64, 12, 5, 15, 15, "float16")).cuda()
+    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.5]] * 64).cuda()
+    first = label_pooling(maps, boxes, 12)
+    assert all(torch.equal(label_pooling(maps, boxes, 12), first) for _ in range(50))
+
+
+@gpu
 def test_on_a_gpu_in_a_cuda_graph_on_another_stream_and_compiled():
     maps = torch.from_numpy(random_maps(np.random.default_rng(0), 8, 60, 5, 15, 15, "float16")).cuda()
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.5]] * 8).cuda()

@@ -18,6 +18,7 @@ from relabel.processes import Processes
 from relabel.settings import load_settings
 from relabel.training.run import Run
 
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by copy.deepcopy
 PROCESSES = Processes(0, 1, 0, 1, DEVICE)
 STEPS = 4
 
