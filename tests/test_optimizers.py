@@ -7,9 +7,11 @@ import pytest
 import timm.optim
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from relabel.training.adamp import AdamP, Lamb
 from relabel.training.optim import build_optimizer
+from relabel.training.run import Average
 
 LIKE = {"adamp": timm.optim.AdamP, "lamb": timm.optim.Lamb}
 
@@ -155,6 +157,22 @@ def test_a_checkpoint_does_not_say_whether_the_optimizer_is_fused(name):
     there.param_groups[0]["fused"] = True  # of a GPU
     here.load_state_dict(there.state_dict())
     assert here.param_groups[0]["fused"] is False
+
+
+def test_the_average_is_torch_s_to_the_last_bit():
+    """But for integer buffers, which are copied: torch's rounds them down as it averages."""
+    model = network()
+    ours, theirs = Average(model, 0.9), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    optimizer = build_optimizer(model, "sgd", 0.1, 0.9, True, 0, True)
+    for step in range(5):
+        set_gradients(model, step)
+        optimizer.step()
+        model(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step)))
+        ours.update()
+        theirs.update_parameters(model)
+        assert ours.steps == theirs.n_averaged
+        for (name, a), b in zip(ours.module.state_dict().items(), theirs.module.state_dict().values(), strict=True):
+            assert torch.equal(a, b if b.is_floating_point() else model.state_dict()[name]), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -66,7 +66,7 @@ def launch(kernel: Any, blocks: int, threads: int, arguments: tuple, shared: int
 
 
 def stream_of(cupy: Any, stream: Any) -> Any:
-    """CuPy's view of a stream of torch's; `ExternalStream` until CuPy 14 has `from_external`."""
-    if hasattr(cupy.cuda.Stream, "from_external"):
+    """CuPy's view of a stream of torch's; `ExternalStream` where CuPy or torch is older than the stream protocol."""
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
         return cupy.cuda.Stream.from_external(stream)
     return cupy.cuda.ExternalStream(stream.cuda_stream)
