@@ -3,6 +3,7 @@
 # make test            set up, lint, and run the tests
 # make lint            ruff and mypy alone
 # make gpu-check       on a machine with an NVIDIA GPU: the GPU tests, pooling and training benchmarks
+#                      (make gpu-check PYTHON=python3: by that Python, which has what is needed; nothing is installed)
 # make bundle          all wheels and the built FFCV in one folder, for machines without network
 PYTHON ?= python3
 export PYTHON GPU
@@ -19,11 +20,13 @@ label-map-demo: setup
 test: setup lint
 	$(PY) -m pytest --cov --cov-report=term
 
-gpu-check: setup
-	$(PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
-	$(PY) -m pytest tests/test_pooling_cuda.py tests/test_augment.py
-	$(PY) -m benchmarks.label_pooling
-	$(PY) -m benchmarks.training
+# With PYTHON=..., that Python as it is (torch, CuPy, FFCV and the built extension in it): no .venv, no network.
+GPU_PY := $(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(PY))
+gpu-check: $(if $(filter command line,$(origin PYTHON)),,setup)
+	$(GPU_PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
+	RELABEL_TEST_GPU=1 $(GPU_PY) -m pytest -o addopts=-q -k on_a_gpu tests/test_pooling_cuda.py tests/test_augment.py tests/test_optimizers.py
+	$(GPU_PY) -m benchmarks.label_pooling
+	$(GPU_PY) -m benchmarks.training
 
 bundle: setup
 	bash setup/bundle.sh

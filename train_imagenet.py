@@ -180,7 +180,7 @@ def main(settings: Settings) -> None:
         while run.epoch < optim.epochs:
             line = train_epoch(settings, run, loader, monitor)
             if (run.epoch + 1) % settings.validation.every == 0 or run.epoch + 1 == optim.epochs:
-                line |= validate(run.validated)
+                line |= validate(run.to_validate())
             say(summary(line))
             monitor.end_epoch(line)
         monitor.end_run()

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from .errors import BadInput, WorkerFailed
-from .processes import leave
+from .processes import abandon, leave, lost_another
 from .settings import ROOT
 
 
@@ -20,13 +21,19 @@ def run_command(main: Callable[[], int | None], interrupted: str = "interrupted"
     """
     name = Path(sys.argv[0]).name
     try:
-        sys.exit(main())
+        code = main()
     except (BadInput, WorkerFailed, OSError) as error:
-        sys.exit(f"{name}: {error}")
+        abandon(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: {interrupted}")
-    finally:
-        leave()
+        abandon(f"{name}: {interrupted}")
+    except SystemExit as end:
+        abandon("", int(end.code or 0))
+    except Exception as error:
+        if lost_another(error):
+            abandon(f"{name}: another process has ended; its message says why ({str(error).splitlines()[0]})")
+        abandon(traceback.format_exc().rstrip())
+    leave()
+    sys.exit(code)
 
 
 def call(name: str, *arguments: object, processes: int = 1) -> int:

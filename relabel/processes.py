@@ -1,10 +1,12 @@
 """Data-parallel processes, one per GPU (or several on a CPU), as torchrun starts them; one process needs none of it."""
 
 import os
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import numba
@@ -15,6 +17,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import BadInput
+
+GPU_FILE, DRIVER_FILE = Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,21 @@ class Processes:
         return [value for part in lists for value in part]
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """`network` with gradients averaged over all processes; it shares its weights."""
+        """`network` with gradients averaged over all processes; it shares its weights.
+
+        Its buffers (batch norm's statistics) are each process's own until `share_buffers`: DDP would broadcast them
+        at every forward pass.
+        """
         if self.world_size == 1:
             return network
-        return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def share_buffers(self, *networks: nn.Module) -> None:
+        """Give all processes the first one's buffers: what is validated is then what a checkpoint holds."""
+        if self.world_size > 1:
+            for buffer in (buffer for network in networks for buffer in network.buffers()):
+                dist.broadcast(buffer, 0)
 
     def sync_batch_norm(self, network: nn.Module) -> nn.Module:
         """`network` with batch norm synchronized over all processes; unchanged with one process.
@@ -95,7 +110,7 @@ def join(gpu: int, backend: str) -> Processes:
         backend: "nccl" or "gloo"; without a GPU always gloo.
 
     Raises:
-        BadInput: there is no such GPU.
+        BadInput: there is no such GPU, or one that torch cannot use.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -109,8 +124,10 @@ def join(gpu: int, backend: str) -> Processes:
             )
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    elif gpu >= 0:
-        raise BadInput(f"compute.gpu is {gpu}; no GPU can be used here")
+    else:
+        _check_that_no_gpu_is_wasted()
+        if gpu >= 0:
+            raise BadInput(f"compute.gpu is {gpu}; no GPU can be used here")
     if world_size > 1:
         dist.init_process_group(
             backend if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
@@ -118,10 +135,49 @@ def join(gpu: int, backend: str) -> Processes:
     return Processes(rank, world_size, local_rank, local_size, device)
 
 
+def _check_that_no_gpu_is_wasted() -> None:
+    """Raise where torch uses the CPU because it cannot use the NVIDIA GPU that is here."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    try:
+        torch.cuda.init()
+        return
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch for CPUs
+        reason = str(error).splitlines()[0]
+    if not GPU_FILE.exists() and "too old" not in reason:
+        return
+    version = re.search(r"\d+\.\d+[.\d]*", DRIVER_FILE.read_text() if DRIVER_FILE.exists() else "")
+    raise BadInput(
+        f"torch {torch.__version__} cannot use the NVIDIA GPU here, driver {version[0] if version else 'unknown'}: "
+        f"{reason.rstrip('.')}. Update the driver, or install a torch for its CUDA version "
+        "(https://pytorch.org/get-started); CUDA_VISIBLE_DEVICES= (empty) chooses the CPU"
+    )
+
+
 def leave() -> None:
-    """Destroy the process group that `join` made."""
+    """Destroy the process group that `join` made, when all processes have come to their end."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error only says that another process has left."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "closed by peer" in text or "reset by peer" in text
+
+
+def abandon(message: str, code: int = 1) -> NoReturn:
+    """End this process, which has failed, with a message and an exit code.
+
+    Where there are others they are not waited for: tearing the process group down, as Python's own end does, is a
+    collective that they may never come to. The launcher (or the connection that breaks) ends them.
+    """
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    if not dist.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

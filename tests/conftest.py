@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+if os.environ.get("RELABEL_TEST_GPU") != "1":  # the tests compare bits; on a GPU training is in float16
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["NUMBA_NUM_THREADS"] = "8"  # more workers than cores, on any machine
 # Torch's threads: those of several test processes would starve each other, as OpenMP's spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -7,6 +7,8 @@ from pathlib import Path
 from conftest import ROOT
 from ffcv_fields.cuda import OPTIONS, source_of
 
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")  # Turing to Blackwell
+
 
 def compile_for_gpu(file: Path, architecture: str, macros: tuple[str, ...]) -> None:
     """Compile with NVRTC, which needs no driver; fails with the compiler's message."""
@@ -24,9 +26,28 @@ def compile_for_gpu(file: Path, architecture: str, macros: tuple[str, ...]) -> N
     assert size > 1000
 
 
-def compile_for_host(main: Path, library: Path, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile a C++ file that includes a kernel, with one thread per block, and load it."""
-    command = ["g++", "-O1", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-DHOST_SHIM", *macros]
+def ptx_of(file: Path, architecture: str, macros: tuple[str, ...]) -> str:
+    """The PTX that NVRTC makes, say for "compute_80"."""
+    from cuda.bindings import nvrtc
+
+    _, program = nvrtc.nvrtcCreateProgram(source_of(file).encode(), file.name.encode(), 0, [], [])
+    options = [f"--gpu-architecture={architecture}", *OPTIONS, *macros]
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    _, size = nvrtc.nvrtcGetPTXSize(program)
+    text = bytes(size + 2)
+    nvrtc.nvrtcGetPTX(program, text)
+    return text.decode()
+
+
+def compile_for_host(main: Path, output: Path, macros: tuple[str, ...], option: str = "-shared") -> Path:
+    """Compile a C++ file that includes a kernel, its threads being threads of the CPU: a library, or a program."""
+    command = ["g++", "-O1", "-g", "-ffp-contract=off", "-std=c++17", "-fPIC", "-pthread", "-DHOST_SHIM", *macros]
     folders = [f"-I{ROOT / 'tests'}", f"-I{ROOT / 'ffcv_fields' / 'cuda'}"]
-    subprocess.run([*command, *folders, str(main), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    subprocess.run([*command, *folders, option, str(main), "-o", str(output)], check=True)
+    return output
+
+
+def load_for_host(main: Path, library: Path, macros: tuple[str, ...]) -> ctypes.CDLL:
+    """Compile as a library, and load it."""
+    return ctypes.CDLL(str(compile_for_host(main, library, macros)))

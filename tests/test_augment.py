@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from cuda_tools import compile_for_gpu, compile_for_host
+from cuda_tools import ARCHITECTURES, compile_for_gpu, load_for_host
 from ffcv_fields.cuda import OUT_MACROS
 from scipy.stats import ks_2samp
 from torchvision.transforms import ColorJitter
@@ -58,7 +58,7 @@ def test_augmentation_with_given_draws_is_torchvision_s(order):
 
 @pytest.mark.parametrize("dtype", OUT_MACROS)
 def test_the_cuda_source_compiles_and_agrees_with_its_cpu_counterpart(tmp_path, dtype):
-    for architecture in ("sm_80", "sm_90"):
+    for architecture in ARCHITECTURES:
         compile_for_gpu(CUDA_SOURCE, architecture, OUT_MACROS[dtype])
     main = tmp_path / "main.cpp"
     main.write_text(
@@ -66,12 +66,11 @@ def test_the_cuda_source_compiles_and_agrees_with_its_cpu_counterpart(tmp_path, 
         #include "{CUDA_SOURCE}"
         extern "C" void run(const unsigned char *images, const float *draws, const float *statistics, OUT_T *out,
                             int batch, int pixels) {{
-          for (blockIdx.x = 0; blockIdx.x < (unsigned)batch; ++blockIdx.x)
-            augment(images, draws, statistics, out, pixels);
+          launch(batch, 64, [=] {{ augment(images, draws, statistics, out, pixels); }});
         }}
         """
     )
-    library = compile_for_host(main, tmp_path / "main.so", OUT_MACROS[dtype])
+    library = load_for_host(main, tmp_path / "main.so", OUT_MACROS[dtype])
     images = pictures()
     for order in ORDERS:
         draws, out = some_draws(order), torch.empty(images.shape, dtype=dtype)
@@ -89,6 +88,14 @@ def test_on_a_gpu_augmentation_agrees_with_the_cpu(dtype):
         ours = apply_draws(pictures().cuda(), draws, dtype).float().cpu()
         on_cpu = apply_draws(pictures(), draws, torch.float32)
         assert torch.allclose(ours, on_cpu, atol=1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", OUT_MACROS)
+def test_on_a_gpu_normalization_in_one_kernel_agrees_with_the_cpu(dtype):
+    ours, cpu = normalize(pictures().cuda(), dtype), normalize(pictures())
+    assert ours.dtype == dtype and ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(ours.float().cpu(), cpu, atol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_augmented_images_are_distributed_as_torchvision_s():

@@ -1,8 +1,10 @@
 """Several processes: the same samples, losses and accuracies as one."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -48,6 +50,62 @@ def test_two_processes_train_and_evaluate_as_one(small, tmp_path):  # noqa: F811
         for n in (1, 2)
     ]  # fmt: skip
     assert tested[0].startswith("top_1") and tested[0] == tested[1]
+
+
+def test_the_logged_figures_are_those_of_the_checkpoint_also_after_a_resume(small, tmp_path):  # noqa: F811
+    """Batch norm's statistics are each process's own during an epoch, and its EMA's: one set is validated and saved."""
+    arguments = (
+        "--model.arch=shufflenet_v2_x0_5", "--optim.batch_size=32", "--optim.ema_decay=0.9", "--validation.every=1",
+        "--optim.bn.momentum=0.5", "--optim.warmup.epochs=0",
+    )  # fmt: skip
+    for folder, epochs in (("whole", 2), ("resumed", 1), ("resumed", 2)):
+        # the schedule must not depend on where the run is cut
+        result = train(small, tmp_path / folder, 2, *arguments, f"--optim.epochs={epochs}", "--resume=auto",
+                       "--optim.lr.decay_type=step", "--optim.lr.init=0.02")  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        if epochs == 1:
+            continue
+        tested = train(small, "unused", 1, *arguments, "--util.test_only=True",
+                       f"--util.test_weight_file={tmp_path}/{folder}/checkpoint.pt")  # fmt: skip
+        loss = log_of(tmp_path / folder)[-1]["loss"]
+        assert float(re.search(r"loss (\S+)", tested.stdout)[1]) == pytest.approx(loss, rel=1e-3)
+    figures = [[(line["loss"], line["top_1"]) for line in log_of(tmp_path / run)] for run in ("whole", "resumed")]
+    assert figures[0] == figures[1]
+
+
+FAILS = """
+import sys, threading, time
+sys.path.insert(0, {root!r})
+import torch
+import torch.distributed as dist
+from relabel.commands import run_command
+from relabel.errors import BadInput
+from relabel.processes import all_reduce_sum, join
+
+dist.destroy_process_group = dist.barrier  # as NCCL's: it waits for all
+
+def main():
+    processes = join(-1, "nccl")
+    all_reduce_sum(torch.ones(1))
+    if processes.rank == 1:
+        open({file!r}, "w").write(str(time.monotonic()))
+        raise BadInput("train.beton: this is why")
+    {then}
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("then", ["all_reduce_sum(torch.ones(1))", "threading.Event().wait()"])
+def test_a_process_that_fails_ends_all_with_its_message(tmp_path, then):
+    """Whether the others are in a collective or in something that never ends."""
+    script, file = tmp_path / "fails.py", tmp_path / "failed_at"
+    script.write_text(FAILS.format(root=str(ROOT), file=str(file), then=then))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run([sys.executable, *launch, str(script)], capture_output=True, text=True, timeout=300)
+    assert time.monotonic() - float(file.read_text()) < 20
+    assert result.returncode == 1 and "fails.py: train.beton: this is why" in result.stderr
+    assert "relabel/processes.py" not in result.stderr  # no traceback
 
 
 def test_a_run_resumes_with_another_number_of_processes(small, tmp_path):  # noqa: F811

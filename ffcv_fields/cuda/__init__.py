@@ -21,6 +21,20 @@ def source_of(file: Path) -> str:
     return file.read_text().replace('#include "common.cuh"', COMMON.read_text())
 
 
+def import_cupy() -> Any:
+    """CuPy.
+
+    Raises:
+        ImportError: it is not installed, or not usable; says what to install.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        cuda = (torch.version.cuda or "13").split(".")[0]
+        raise ImportError(f"the CUDA kernels need CuPy ({error}): pip install cupy-cuda{cuda}x") from None
+    return cupy
+
+
 @lru_cache
 def compiled(file: Path, name: str, macros: tuple[str, ...], device: int) -> tuple[Any, int]:
     """A kernel and the bytes of dynamic shared memory that a block of it may have.
@@ -30,9 +44,11 @@ def compiled(file: Path, name: str, macros: tuple[str, ...], device: int) -> tup
         name: of the `extern "C"` kernel.
         macros: definitions for the compiler.
         device: the GPU's CUDA index.
-    """
-    import cupy
 
+    Raises:
+        ImportError: CuPy is not installed.
+    """
+    cupy = import_cupy()
     with cupy.cuda.Device(device):
         kernel = cupy.RawKernel(source_of(file), name, options=(*OPTIONS, *macros))
         limit = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"] - kernel.shared_size_bytes
@@ -42,10 +58,15 @@ def compiled(file: Path, name: str, macros: tuple[str, ...], device: int) -> tup
 
 def launch(kernel: Any, blocks: int, threads: int, arguments: tuple, shared: int, device: torch.device) -> None:
     """Launch on torch's current stream of `device`; tensors go in by their addresses, None as a null pointer."""
-    import cupy
-
+    cupy = import_cupy()
     addresses = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
     values = tuple(0 if a is None else a for a in addresses)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
+    with cupy.cuda.Device(device.index), stream_of(cupy, torch.cuda.current_stream(device)):
         kernel((blocks,), (threads,), values, shared_mem=shared)
+
+
+def stream_of(cupy: Any, stream: Any) -> Any:
+    """CuPy's view of a stream of torch's; `ExternalStream` where CuPy or torch is older than the stream protocol."""
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+        return cupy.cuda.Stream.from_external(stream)
+    return cupy.cuda.ExternalStream(stream.cuda_stream)

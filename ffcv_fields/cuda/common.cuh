@@ -1,6 +1,6 @@
 // What the kernels share: the few instructions that a plain C++ compiler lacks, the type of the output, and a reduction.
 //   OUT_BYTES  4: float32, 2: float16 or bfloat16 (OUT_BFLOAT16)
-// With HOST_SHIM a kernel compiles as C++: a block is one thread, run in a loop over the blocks.
+// With HOST_SHIM a kernel compiles as C++: a block's threads are threads of the CPU, one block after the other.
 
 #ifdef HOST_SHIM
 #include "host_shim.h"
@@ -19,7 +19,7 @@ DEVICE unsigned short half_from_float(float value) {
 DEVICE float not_a_number() { return __int_as_float(0x7fffffff); }
 DEVICE float float_from_bits(int bits) { return __int_as_float(bits); }
 DEVICE unsigned bits_from_float(float value) { return __float_as_uint(value); }
-DEVICE float add_to(float *address, float value) { return atomicAdd(address, value); }
+DEVICE unsigned atomic_add(unsigned *place, unsigned value) { return atomicAdd(place, value); }
 #endif
 
 #if OUT_BYTES == 4
@@ -37,9 +37,8 @@ typedef unsigned short OUT_T;
 DEVICE OUT_T to_output(float value) { return half_from_float(value); }
 #endif
 
-// Sum or maximum over the block; `scratch` holds 32 floats. Every thread gets the result.
+// Sum or maximum over the block, of whole warps; `scratch` holds 32 floats. Every thread gets the result.
 DEVICE float block_reduce(float value, bool maximum, float *scratch) {
-#ifndef HOST_SHIM
   for (int offset = 16; offset > 0; offset >>= 1) {
     float other = __shfl_xor_sync(0xffffffffu, value, offset);
     value = maximum ? fmaxf(value, other) : value + other;
@@ -50,6 +49,5 @@ DEVICE float block_reduce(float value, bool maximum, float *scratch) {
   value = scratch[0];
   for (int warp = 1; warp < (int)(blockDim.x >> 5); ++warp)
     value = maximum ? fmaxf(value, scratch[warp]) : value + scratch[warp];
-#endif
   return value;
 }

@@ -3,6 +3,7 @@
 // Compiled by NVRTC with these macros; see pooling.py, and tests/test_pooling_cuda.py for the C++ build.
 //   MAP_T      short (bits of float16 scores) or int (bits of float32 scores)
 //   OUT_BYTES, OUT_BFLOAT16  see common.cuh
+// The logits are summed as 64-bit integers (fixed point), which add to the same bits in whatever order the threads come.
 // Contraction of a*b+c must be off (--fmad=false): the number of grid points is ceil(side), and one rounding more
 // or less changes it.
 
@@ -40,16 +41,31 @@ DEVICE float axis_weight(float low, float high, int size, int part, int parts, i
   return weight / (float)points;
 }
 
+// Add to a 64-bit integer in two words, low and high, by the 32-bit atomics that shared memory has in hardware: an
+// addition that makes the low word wrap carries one into the high word, so that both are exact in the end.
+DEVICE void add_to(unsigned *words, long long value) {
+  unsigned low = (unsigned)value, high = (unsigned)((unsigned long long)value >> 32);
+  unsigned before = atomic_add(words, low);
+  if (before + low < before) ++high;
+  if (high) atomic_add(words + 1, high);
+}
+
+DEVICE long long sum_in(const unsigned *words) {
+  return (long long)((unsigned long long)words[1] << 32 | words[0]);
+}
+
 extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, const float *__restrict__ crop_boxes,
                                        const long long *__restrict__ labels, OUT_T *__restrict__ targets,
-                                       float *__restrict__ workspace, int num_classes, int top_k, int height,
+                                       unsigned *__restrict__ workspace, int num_classes, int top_k, int height,
                                        int width, float inverse_temperature, int softmax, int parts) {
   extern __shared__ float shared[];
   float *weight_y = shared;
   float *weight_x = weight_y + height;
   float *scratch = weight_x + width;
-  // The pooled logits: in shared memory, or in global memory where they do not fit.
-  float *logits = workspace ? workspace + (long long)blockIdx.x * num_classes : scratch + 32;
+  // The pooled logits, two words a class: in shared memory, or in global memory where they do not fit.
+  unsigned *const shared_sums = (unsigned *)(scratch + 32);
+  unsigned *const global_sums = workspace + (long long)blockIdx.x * num_classes * 2;
+  unsigned *const sums = workspace ? global_sums : shared_sums;
 
   // A block pools one part of one sample's box: all of it where parts is 1.
   const int sample = blockIdx.x / (parts * parts), row = blockIdx.x / parts % parts, column = blockIdx.x % parts;
@@ -74,42 +90,60 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
     return;
   }
 
-  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) logits[c] = 0.0f;
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) sums[2 * c] = sums[2 * c + 1] = 0;
   for (int i = threadIdx.x; i < height + width; i += blockDim.x)
     shared[i] = i < height ? axis_weight(box[1], box[3], height, row, parts, i)
                            : axis_weight(box[0], box[2], width, column, parts, i - height);
-  __syncthreads();
+  // The unit of the sums: 2^-40 of the greatest score's power of 2. No sum overflows, as an axis' weights add up to 1.
+  float most = 0.0f;
+  for (int i = threadIdx.x; i < top_k * cells; i += blockDim.x) {
+    float size = fabsf(score_from_bits(scores[i]));
+    if (classes[i] >= 0 && !(size <= most)) most = size;
+  }
+  most = block_reduce(most, true, scratch);  // which is a barrier too: weights and zeros are there
+  int exponent = 0;
+  frexpf(most, &exponent);
+  const double unit = ldexp(1.0, exponent - 40), per_unit = ldexp(1.0, 40 - exponent);
 
-  bool out_of_range = false;
-  for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
+  bool bad = !(most <= 3.4028235e38f);  // not finite: the row becomes NaN
+  for (int place = threadIdx.x; place < places && !bad; place += blockDim.x) {
     float weight = weight_y[cell / width] * weight_x[cell % width];
     if (weight == 0.0f) continue;
     for (int k = 0; k < top_k; ++k) {
       int c = classes[k * cells + cell];
-      if (c >= 0 && c < num_classes)
-        add_to(&logits[c], weight * score_from_bits(scores[k * cells + cell]));
-      else if (c != EMPTY)
-        out_of_range = true;
+      if (c >= 0 && c < num_classes) {
+        long long value = (long long)((double)(weight * score_from_bits(scores[k * cells + cell])) * per_unit);
+        if (workspace)  // said twice, so that the compiler knows which memory it is
+          add_to(global_sums + 2 * c, value);
+        else
+          add_to(shared_sums + 2 * c, value);
+      } else if (c != EMPTY) {
+        bad = true;
+      }
     }
   }
   __syncthreads();
 
+  // From here on each class's words are its thread's own; the first takes a float.
+  float *const logits = (float *)sums;
+  float greatest = 0.0f;  // classes that no cell lists have logit 0, so the maximum is at least that
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) {
+    logits[2 * c] = (float)((double)sum_in(sums + 2 * c) * unit);
+    greatest = fmaxf(greatest, logits[2 * c]);
+  }
+  if (bad) greatest = float_from_bits(0x7f800000);  // infinity: 0 / 0 below, NaN, seen by the loss
+  greatest = block_reduce(greatest, true, scratch);
   if (!softmax) {
-    float poison = block_reduce(out_of_range ? 1.0f : 0.0f, true, scratch);
     for (int c = threadIdx.x; c < num_classes; c += blockDim.x)
-      target[c] = to_output(poison > 0.0f ? not_a_number() : logits[c]);
+      target[c] = to_output(greatest > 3.4028235e38f ? not_a_number() : logits[2 * c]);
     return;
   }
-  float greatest = 0.0f;  // classes that no cell lists have logit 0, so the maximum is at least that
-  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) greatest = fmaxf(greatest, logits[c]);
-  if (out_of_range) greatest = float_from_bits(0x7f800000);  // infinity: 0 / 0 below, NaN, seen by the loss
-  greatest = block_reduce(greatest, true, scratch);
   double own_sum = 0.0;  // thousands of equal terms add up to the last digit, however few threads share them
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) {
-    float e = expf((logits[c] - greatest) * inverse_temperature);
-    logits[c] = e;
+    float e = expf((logits[2 * c] - greatest) * inverse_temperature);
+    logits[2 * c] = e;
     own_sum += e;
   }
   float sum = block_reduce((float)own_sum, false, scratch);
-  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) target[c] = to_output(logits[c] / sum);
+  for (int c = threadIdx.x; c < num_classes; c += blockDim.x) target[c] = to_output(logits[2 * c] / sum);
 }

@@ -139,7 +139,6 @@ class Loader(FFCVLoader):
                 yield self._batch(tensors)
         finally:
             iterator.close()
-            iterator.join()
 
     def order_of(self, epoch: int) -> np.ndarray:
         """This process's samples of an epoch in the order in which they come, int64."""
@@ -177,12 +176,25 @@ def _first(pipeline):
 
 
 class _EpochIterator(EpochIterator):
-    """FFCV's thread, with failures handed to the consumer and an end to waiting once that has left."""
+    """FFCV's thread, with failures handed to the consumer, an end to waiting once that has left, and safe copies.
 
-    closed: bool
+    A slot is where a batch is decoded: on CUDA pinned memory, from which a stream of its own copies the batch to the
+    slot's memory on the device. FFCV keeps a batch from being copied over one that is still in use, but not from being
+    decoded over one whose copy has not begun (the CPU may be many steps ahead): that wait is added here.
+    """
+
+    closed = False
+
+    def __init__(self, loader: Loader, order: np.ndarray) -> None:
+        self.device = torch.cuda.current_device() if IS_CUDA else None
+        super().__init__(loader, order)
 
     def run(self) -> None:
         try:
+            if IS_CUDA:
+                torch.cuda.set_device(self.device)  # a thread begins with GPU 0
+                for stream in self.cuda_streams:  # what had the buffers' memory before may still be in use there
+                    stream.wait_stream(self.current_stream)
             # Not Compiler.set_num_threads: that sets torch's threads too, MKL's for the whole process, at a moment
             # that no one knows; sums would then depend on it.
             Compiler.num_threads = self.loader.num_workers
@@ -194,18 +206,23 @@ class _EpochIterator(EpochIterator):
 
     def _make_batches(self):
         slots = self.loader.batches_ahead + 2
-        events = [None] * slots
+        used, copied = [None] * slots, [None] * slots
         for number, indices in enumerate(self.iter_ixes):
             slot = number % slots
-            result = self.run_pipeline(number, indices, slot, events[slot])
+            if copied[slot]:
+                copied[slot].synchronize()
+            result = self.run_pipeline(number, indices, slot, used[slot])
+            if IS_CUDA:
+                copied[slot] = torch.cuda.Event(blocking=True)  # sleeps in `synchronize`: the decoders need the cores
+                copied[slot].record(self.cuda_streams[slot])
             if not self._put((slot, result)):
                 return
             if IS_CUDA:
                 # The consumer has asked for batch number - batches_ahead: all work on the batch before that has
-                # been submitted. Its slot must not be written before that work is done.
+                # been submitted. Its slot must not be copied to before that work is done.
                 event = torch.cuda.Event()
                 event.record(self.current_stream)
-                events[(slot - self.loader.batches_ahead - 1) % slots] = event
+                used[(slot - self.loader.batches_ahead - 1) % slots] = event
 
     def _put(self, item):
         while not self.terminate_event.is_set():
@@ -228,7 +245,14 @@ class _EpochIterator(EpochIterator):
         return result
 
     def close(self) -> None:
+        """End the thread and wait for it and its copies; after that the memory may go."""
+        if self.closed:
+            return
+        self.closed = True
         self.terminate_event.set()
-        if not self.closed:
-            self.closed = True
-            self.memory_context.__exit__(None, None, None)
+        if self.is_alive():
+            self.join()
+        if IS_CUDA:
+            for stream in getattr(self, "cuda_streams", ()):
+                stream.synchronize()
+        self.memory_context.__exit__(None, None, None)

@@ -8,6 +8,7 @@ from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, LabelMap
 from ffcv.fields.decoders import IntDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToDevice, ToTensor
+from ffcv_fields.cuda import import_cupy
 
 from ..errors import BadInput
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
@@ -76,6 +77,8 @@ def training_loader(
 ) -> Loader:
     """Random crops in random order, with label maps and crop boxes if asked for; raises as `Loader`.
 
+    Raises BadInput also where CuPy is missing: pooling and augmentation run on the GPU by its help.
+
     Args:
         path: the `.beton`.
         batch_size: samples of a batch in this process.
@@ -85,6 +88,11 @@ def training_loader(
         normalize: on the CPU the decoder normalizes; False where augmentation comes first.
         labels: int64 `[num_samples]`, in place of the file's; -1 leaves a sample out.
     """
+    if reading.processes.device.type == "cuda" and (label_maps or not normalize):
+        try:
+            import_cupy()
+        except ImportError as error:
+            raise BadInput(str(error)) from None
     image = RandomResizedCropDecoder(image_size, crops, reading.decode, reading.statistics(normalize))
     pipelines: Pipelines = {"image": [image, *reading.to_device()], "label": [IntDecoder(), *reading.to_device()]}
     pipelines["label_map"] = [LabelMapDecoder(), *reading.to_device()] if label_maps else None

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..data.folder_loader import FolderLoader
 from ..data.loader import Loader
-from ..normalization import normalize
+from ..normalization import normalize, on_device
 from ..precision import Precision
 from ..processes import all_reduce_sum, hide_progress
 
@@ -74,7 +74,8 @@ def predict(
     """
     model.eval()
     device = precision.device
-    samples = torch.from_numpy(loader.order_of(0)).to(device)
+    samples = on_device(loader.order_of(0), device)
+    allowed = None if classes is None else on_device(classes, device)
     count = len(loader.labels)
     best = torch.zeros(count, min(5, loader.num_classes), dtype=torch.int64, device=device)
     confidence = torch.zeros(count, device=device)
@@ -82,15 +83,15 @@ def predict(
     batches = tqdm(loader.epoch(0), "evaluate", len(loader), leave=False, disable=hide_progress(), dynamic_ncols=True)
     for batch in batches:
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
-        images = normalize(images)
+        images = normalize(images, precision.dtype)
         with precision.autocast():
             logits = model(images)
             if flip_average:
                 logits = (logits + model(images.flip(3))) / 2
         logits = logits.float()
-        if classes is not None:
+        if allowed is not None:
             others = torch.ones(logits.shape[1], dtype=torch.bool, device=device)
-            others[torch.from_numpy(classes).to(device)] = False
+            others.index_fill_(0, allowed, False)
             logits = logits.masked_fill(others, -torch.inf)
         which = samples[done : done + len(labels)]
         best[which] = logits.topk(best.shape[1], dim=1).indices

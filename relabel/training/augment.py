@@ -4,6 +4,7 @@ All random numbers come from a generator that belongs to the step (`rng_of_step`
 uninterrupted one drew, on whatever device.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numba as nb
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from ffcv_fields.cuda import OUT_MACROS, compiled, launch
 
-from ..normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
+from ..normalization import IMAGENET_MEAN, IMAGENET_STD, normalize, on_device
 
 # Eigenvalues and eigenvectors (columns) of ImageNet's RGB covariance (Krizhevsky et al., NeurIPS 2012).
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
@@ -79,11 +80,22 @@ def apply_draws(images: torch.Tensor, draws: np.ndarray, dtype: torch.dtype) -> 
         return out.to(dtype).permute(0, 3, 1, 2)
     images = images.contiguous()
     out = torch.empty(images.shape, dtype=dtype, device=images.device)
-    on_device = [torch.from_numpy(a).to(images.device, non_blocking=True) for a in (draws, _STATISTICS)]
     kernel, _ = compiled(CUDA_SOURCE, "augment", OUT_MACROS[dtype], images.device.index)
     pixels = np.int32(images.shape[1] * images.shape[2])
-    launch(kernel, len(images), _THREADS, (images, *on_device, out, pixels), 32 * 4, images.device)
+    launch(
+        kernel,
+        len(images),
+        _THREADS,
+        (images, on_device(draws, images.device), _statistics(images.device), out, pixels),
+        32 * 4,
+        images.device,
+    )
     return out.permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(_STATISTICS).to(device)
 
 
 # No fastmath: with it, what one process compiles and what the next loads from numba's cache round differently, and a
@@ -185,7 +197,7 @@ def cutmix(
     y, x = int(rng.integers(height)), int(rng.integers(width))
     y1, y2 = max(y - half_h, 0), min(y + half_h, height)
     x1, x2 = max(x - half_w, 0), min(x + half_w, width)
-    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    other = on_device(rng.permutation(len(images)), images.device)
     images[:, :, y1:y2, x1:x2] = images[other, :, y1:y2, x1:x2]
     lam = 1 - (y2 - y1) * (x2 - x1) / (height * width)
     return images, lam * targets + (1 - lam) * targets[other]

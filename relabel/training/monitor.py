@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data.loader import Batch, Loader
 from ..errors import BadInput
-from ..processes import Processes, all_reduce_sum, barrier, hide_progress
+from ..processes import Processes, all_reduce_sum, barrier, hide_progress, leave
 from .curves import draw_curves
 from .export import WEIGHTS, export_weights
 from .optim import optimizer_bytes
@@ -141,6 +141,7 @@ class Monitor:
         if stopping:
             self._progress.close()
             barrier()
+            leave()
             if self.processes.first:
                 print(f"stopped at epoch {run.epoch}, step {run.step}, state saved; --resume=auto resumes", flush=True)
             sys.exit(STOPPED)

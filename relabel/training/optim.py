@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import timm.optim
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..settings import Choice, Flag, Number, setting
+from .adamp import AdamP, Lamb
 
 
 def build_optimizer(
@@ -22,6 +22,8 @@ def build_optimizer(
     decay_bn: bool,
 ) -> torch.optim.Optimizer:
     """SGD, AdamP (Heo et al., ICLR 2021), AdamW or LAMB; the last three with betas `(momentum, 0.999)`.
+
+    On CUDA none of them makes the CPU wait, also with a float16 loss scaler.
 
     Args:
         model: whose parameters are trained.
@@ -38,12 +40,28 @@ def build_optimizer(
         groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
     adam: dict[str, Any] = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay}
     if optimizer == "adamp":
-        return timm.optim.AdamP(groups, nesterov=nesterov, **adam)
-    if optimizer == "adamw":
-        return torch.optim.AdamW(groups, **adam)
+        return AdamP(groups, nesterov=nesterov, **adam)
     if optimizer == "lamb":
-        return timm.optim.Lamb(groups, **adam)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        return Lamb(groups, **adam)
+    fused = next(model.parameters()).is_cuda
+    if optimizer == "adamw":
+        return _keeping_fused(torch.optim.AdamW(groups, fused=fused, **adam), fused)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
+    if fused and momentum:  # else an overflow in the first step would leave them with what was in memory
+        for parameters in sgd.param_groups:
+            for p in parameters["params"]:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return _keeping_fused(sgd, fused)
+
+
+def _keeping_fused(optimizer: torch.optim.Optimizer, fused: bool) -> torch.optim.Optimizer:
+    """Whether it is fused is a matter of this machine: a checkpoint of another would change it."""
+
+    def keep(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {"param_groups": [g | {"fused": fused, "foreach": None} for g in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep)
+    return optimizer
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

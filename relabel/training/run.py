@@ -1,11 +1,11 @@
 """The state of a training run: what its steps change, and its position."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..precision import Precision
 from ..processes import Processes
@@ -29,7 +29,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     precision: Precision
     processes: Processes
-    ema: AveragedModel | None = None
+    ema: "Average | None" = None
     epoch: int = 0
     step: int = 0
     losses: torch.Tensor | None = None  # float32 [steps], of this epoch so far, zero beyond
@@ -38,8 +38,13 @@ class Run:
 
     @property
     def validated(self) -> nn.Module:
-        """The network whose accuracy counts: the average of the weights where there is one."""
+        """The network whose accuracy counts: the EMA of the weights where there is one."""
         return self.ema.module if self.ema else self.network
+
+    def to_validate(self) -> nn.Module:
+        """`validated`, with buffers that are the same in all processes."""
+        self.processes.share_buffers(self.network, *([self.ema.module] if self.ema else []))
+        return self.validated
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's loss to this step's, float32 `[]`."""
@@ -52,7 +57,7 @@ class Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update_parameters(self.network)
+            self.ema.update()
         self.step += 1
 
     def __post_init__(self) -> None:
@@ -65,7 +70,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
         }
         if self.ema:
-            state |= {"ema": self.ema.module.state_dict(), "ema_steps": self.ema.n_averaged}
+            state |= {"ema": self.ema.module.state_dict(), "ema_steps": torch.tensor(self.ema.steps)}
         return state | {name: getattr(self, name) for name in ("epoch", "step", "losses", "seconds", "waited")}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -79,7 +84,7 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(state.get("ema", state["model"]))
-            self.ema.n_averaged.copy_(state.get("ema_steps", torch.tensor(0)))
+            self.ema.steps = int(state.get("ema_steps", 0))
         for name in ("epoch", "step", "losses", "seconds", "waited"):
             setattr(self, name, state[name])
 
@@ -87,6 +92,35 @@ class Run:
         self.epoch, self.step, self.losses, self.seconds, self.waited = self.epoch + 1, 0, None, 0.0, 0.0
 
 
-def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential moving average (EMA) of the weights; None where `decay` is 0."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+class Average:
+    """The exponential moving average (EMA) of a network's weights and buffers, by `torch._foreach_lerp_`.
+
+    As torch's `AveragedModel` with `use_buffers`, which makes the CPU wait for the device twice a step and averages
+    integers one by one: here they are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.steps = deepcopy(network), decay, 0
+        own, others = ([*n.parameters(), *n.buffers()] for n in (self.module, network))
+        pairs = [(a.detach(), b.detach()) for a, b in zip(own, others, strict=True)]
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step of the network; the first makes it the network."""
+        weight = 1 - self.decay if self.steps else 1.0
+        for pairs, w in ((self._floats, weight), (self._integers, 1.0)):
+            if not pairs:
+                continue
+            own, others = (list(tensors) for tensors in zip(*pairs, strict=True))
+            if w == 1:
+                torch._foreach_copy_(own, others)
+            else:
+                torch._foreach_lerp_(own, others, w)
+        self.steps += 1
+
+
+def average_of(network: nn.Module, decay: float) -> Average | None:
+    """The EMA of `network`; None where `decay` is 0."""
+    return Average(network, decay) if decay else None

@@ -29,7 +29,8 @@ def soft_targets(
         return one_hot(batch.labels, num_classes).float()
     boxes = batch.crop_boxes
     if not localized:
-        boxes = boxes.new_tensor([[0, 0, 1, 1]]).repeat(len(boxes), 1)
+        boxes = torch.zeros_like(boxes)
+        boxes[:, 2:] = 1
     softmax = batch.scores == "logits"
     targets = label_pooling(
         batch.label_maps, boxes, num_classes, batch.labels, temperature=temperature, softmax=softmax
