@@ -32,8 +32,9 @@ def crop(jpeg: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]
     """The crop `(y, x, h, w)` of an image of `size` (width, height) as `decode="fast"` makes it."""
     (width, height), side = size, len(out)
     scratch = np.empty(_scratch_bytes_c(max(height, width), side), np.uint8)
-    memory = 0, out.ctypes.data, scratch.ctypes.data
-    assert _crop_decode_c(jpeg.ctypes.data, jpeg.size, 0, height, width, *box, side, 0, *memory) == 0
+    source, memory = (jpeg.ctypes.data, jpeg.size, 0), (0, 0, out.ctypes.data, scratch.ctypes.data)
+    request = np.array([*source, height, width, *box, side, *memory], np.int64)
+    assert _crop_decode_c(request.ctypes.data) == 0
 
 
 def both(

@@ -20,8 +20,7 @@ LEVELS = [
     ["benchmarks", "tests"],
 ]  # fmt: skip
 ALONE = ("relabel.label_maps", "relabel.training", "relabel.evaluation")  # do not import one another
-# FFCV's own constructor takes as many; the kernels are compiled by numba, which takes no objects of Python.
-MORE_ARGUMENTS = {"Loader.__init__", "_decode_fast", "_decode_exact"}
+MORE_ARGUMENTS = {"Loader.__init__"}  # FFCV's own takes as many
 
 
 def name_of(file):
