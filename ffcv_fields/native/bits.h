@@ -21,8 +21,8 @@ typedef struct {
   Bits bits;  // for refill_slowly
 } Source;
 
-// Where there is a byte of 0xFF: at least REFILLED bits, without the 0 that is stuffed behind it; behind a marker or the
-// end zeros.
+// Where there is a byte of 0xFF: at least REFILLED bits, without the 0 that is stuffed behind it; zeros behind a marker
+// or the end.
 static __attribute__((noinline, cold)) void refill_slowly(Source *s) {
   Bits b = s->bits;
   while (b.left < REFILLED) {

@@ -2,14 +2,14 @@
 //
 // libjpeg reads the header. Of a plain JPEG (planes.h) the rest is ours:
 //
-//   bits.h    the bits of the stream by the file's Huffman tables
-//   blocks.h  the blocks of MCUs, of two stretches between restart markers at once
+//   bits.h    the bits of the stream; tables.h: what they mean by the file's Huffman tables
+//   blocks.h  the blocks of MCUs
 //   idct.h    their samples; planes.h: those that the crop needs, of every component
 //   filter.h  each component is resized from the resolution that it is stored in
 //   output.h  color conversion once, at the output's size; bytes or normalized floats
 //
-// Any other JPEG is decoded by libjpeg to RGB, and resized as raw pixels are. Nothing is allocated but by libjpeg, and no
-// error exits: each returns a code. Called from numba through ctypes.
+// Any other JPEG is decoded by libjpeg to RGB, and resized as raw pixels are. Nothing is allocated but by libjpeg, and
+// no error exits: each returns a code. Called from numba through ctypes.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -136,12 +136,13 @@ static int crop_jpeg(const Request *r) {
   return status;
 }
 
-// Bytes of scratch memory that a call needs for images of at most `greatest_side` and an output of `size`. Most of it is
-// for images that are not plain, and never touched.
+// Bytes of scratch memory that a call needs for images of at most `greatest_side` and an output of `size`. Most of it
+// is for images that are not plain, and never touched.
 int64_t crop_decode_scratch_bytes(int64_t greatest_side, int64_t size) {
   const int64_t side = greatest_side, squared = side * side < GREATEST_PIXELS ? side * side : GREATEST_PIXELS;
-  // Samples along an axis of a component: they are reduced until an output pixel has fewer than 4, or an eighth is left.
-  const int64_t reduced = side / 8 > 4 * size ? side / 8 : 4 * size, samples = (reduced < side ? reduced : side) + 32;
+  // Samples along an axis of a component: reduced until an output pixel has fewer than 4, or an eighth is left.
+  const int64_t reduced = side / 8 > 4 * size ? side / 8 : 4 * size;
+  const int64_t samples = (reduced < side ? reduced : side) + 32;
   const int64_t taps = 6 * (32 * size + 2 * (side + 8 * size) + 128);
   const int64_t jpeg = 3 * samples * (samples + 64) + 64 * (samples + 64) + 96 * size;
   const int64_t rgb = 3 * (squared + 32 * side) + 64 * (3 * side + 96) + 128 * (size + 16);
@@ -154,7 +155,8 @@ int64_t crop_decode(int64_t request) {
   const Request *r = (const Request *)request;
   if (r->height < 1 || r->width < 1 || r->height > 65535 || r->width > 65535) return BAD_SIZE;
   if (r->size < 1 || r->size > GREATEST_SIZE) return BAD_SIZE;
-  if (r->y < 0 || r->x < 0 || r->h < 1 || r->w < 1 || r->y + r->h > r->height || r->x + r->w > r->width) return BAD_SIZE;
+  if (r->y < 0 || r->y > r->height || r->h < 1 || r->h > r->height - r->y) return BAD_SIZE;
+  if (r->x < 0 || r->x > r->width || r->w < 1 || r->w > r->width - r->x) return BAD_SIZE;
   if (!r->raw) return crop_jpeg(r);
   if (r->bytes < 3 * r->height * r->width) return BAD_SIZE;
   const Pixels pixels = {(const uint8_t *)r->source, 3 * (ptrdiff_t)r->width, 0, 0, 1};

@@ -130,7 +130,9 @@ static int make_taps(const Axis *a, Taps *to, uint8_t **memory) {
 // --- the two passes ------------------------------------------------------------------------------------------------
 
 // sample * weight / 2^WEIGHT_BITS, rounded.
-static inline int weighted(int sample, int weight) { return (sample * weight + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS; }
+static inline int weighted(int sample, int weight) {
+  return (sample * weight + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS;
+}
 
 // to[i] = sum of weights[j] * rows[j * stride + i], for i < count; SUM_BITS of it are fraction. Reads nothing else.
 static void mix_bytes(const uint8_t *rows, ptrdiff_t stride, Tap tap, int count, int16_t *to) {

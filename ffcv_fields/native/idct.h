@@ -130,7 +130,9 @@ static void store_two_reduced(__m256i *v, const Transform *a, const Transform *b
 
 #else
 
-static inline int16_t saturated(int value) { return (int16_t)(value < -32768 ? -32768 : value > 32767 ? 32767 : value); }
+static inline int16_t saturated(int value) {
+  return (int16_t)(value < -32768 ? -32768 : value > 32767 ? 32767 : value);
+}
 
 // One pass along columns: of each, in[8 * i] for i = 0..7.
 static inline void islow_pass(int16_t *v, int shift) {

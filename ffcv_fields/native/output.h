@@ -95,7 +95,8 @@ static inline void write_tile(const Output *o, const int16_t *const channels[3],
   } else {
     __m128i bytes[3];
     for (int c = 0; c < 3; ++c) {
-      const __m256i rounded = _mm256_srai_epi16(_mm256_add_epi16(v[c], _mm256_set1_epi16(1 << (COLOR_BITS - 1))), COLOR_BITS);
+      const __m256i sums = _mm256_add_epi16(v[c], _mm256_set1_epi16(1 << (COLOR_BITS - 1)));
+      const __m256i rounded = _mm256_srai_epi16(sums, COLOR_BITS);
       bytes[c] = _mm_packus_epi16(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
     }
     write_bytes(bytes, out);

@@ -1,7 +1,7 @@
 // Steps 1 to 3 for a whole crop: the samples that it needs of each component of a plain JPEG, and no others.
 //
-// A plain JPEG is sequential, Huffman-coded, of 8 bits, in one scan, gray or YCbCr (the pixels that FFCV's writer, PIL
-// and nearly all of ImageNet store). Stretches between restart markers that no block of the crop lies in are passed over.
+// A plain JPEG is sequential, Huffman-coded, of 8 bits, in one scan, gray or YCbCr: what FFCV's writer and PIL write.
+// Stretches between restart markers that no block of the crop lies in are passed over.
 
 #ifndef PLANES_H
 #define PLANES_H
@@ -11,7 +11,9 @@
 #include "idct.h"
 
 #define COMPONENTS 3
-#define SPARE 2  // at least so many samples an output pixel are left where they are reduced; see crop_decode_scratch_bytes
+// Where samples are reduced, at least so many are left to an output pixel: with 1, PSNR falls from 55 to 40 dB there, and
+// nothing gets faster. crop_decode_scratch_bytes counts on 2.
+#define SPARE 2
 
 // The part of a component that a crop needs.
 typedef struct {
@@ -35,7 +37,8 @@ typedef struct {
 
 static int is_plain(j_decompress_ptr info) {
   const int components = info->num_components;
-  if (info->progressive_mode || info->arith_code || info->data_precision != 8 || jpeg_has_multiple_scans(info)) return 0;
+  if (info->progressive_mode || info->arith_code || info->data_precision != 8) return 0;
+  if (jpeg_has_multiple_scans(info)) return 0;
   if (info->comps_in_scan != components || info->err->num_warnings) return 0;
   if (info->Ss != 0 || info->Se != 63 || info->Ah != 0 || info->Al != 0) return 0;
   if (!(components == 1 && info->jpeg_color_space == JCS_GRAYSCALE) &&
@@ -91,8 +94,9 @@ static int make_planes(Planes *p, const Request *r, j_decompress_ptr info, Table
       plane->across = plane[-1].across, plane->down = plane[-1].down;
     else if (make_taps(&across, &plane->across, memory) || make_taps(&down, &plane->down, memory))
       return BAD_SIZE;
-    plane->first_column = plane->across.first >> (3 - x), plane->behind_column = ((plane->across.behind - 1) >> (3 - x)) + 1;
-    plane->first_row = plane->down.first >> (3 - y), plane->behind_row = ((plane->down.behind - 1) >> (3 - y)) + 1;
+    plane->first_column = plane->across.first >> (3 - x), plane->first_row = plane->down.first >> (3 - y);
+    plane->behind_column = ((plane->across.behind - 1) >> (3 - x)) + 1;
+    plane->behind_row = ((plane->down.behind - 1) >> (3 - y)) + 1;
     plane->left = plane->first_column << (3 - x), plane->top = plane->first_row << (3 - y);
     const int height = (plane->behind_row - plane->first_row) << (3 - y);
     const int width = (plane->behind_column - plane->first_column) << (3 - x);

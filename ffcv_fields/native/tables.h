@@ -1,5 +1,5 @@
-// Huffman tables of a file (ITU-T T.81, annex F). One look-up gives a coefficient whole, its run of zeros, its value and
-// all its bits, and often the next too.
+// Huffman tables of a file (ITU-T T.81, annex F). One look-up gives a coefficient whole, its run of zeros, its value
+// and all its bits, and often the next too.
 
 #ifndef TABLES_H
 #define TABLES_H
@@ -10,9 +10,10 @@
 #define END_OF_BLOCK 64  // a step that leads out of the block
 #define NOT_HERE 128     // a step: this code is too long for the table
 
-// What these bits begin with: a coefficient and, if it fits too, the one that follows (else the first one again). `step`
-// is how far a coefficient is from the one before it. Where a coefficient does not fit, `bits` is 0 and `step` NOT_HERE;
-// if its code does, `first_bits` is the code's length, `second_step` its step, and `value` the size of what follows it.
+// What these bits begin with: a coefficient and, if it fits too, the one that follows (else the first one again).
+// `step` is how far a coefficient is from the one before it. Where a coefficient does not fit, `bits` is 0 and `step`
+// NOT_HERE; if its code does, `first_bits` is that code's length, `second_step` its step, and `value` the size of the
+// value behind it.
 typedef struct {
   uint8_t bits, first_bits;  // that both, that the first one takes
   uint8_t step, second_step;
