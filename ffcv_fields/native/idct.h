@@ -134,37 +134,48 @@ static inline int16_t saturated(int value) {
   return (int16_t)(value < -32768 ? -32768 : value > 32767 ? 32767 : value);
 }
 
-// One pass along columns: of each, in[8 * i] for i = 0..7.
-static inline void islow_pass(int16_t *v, int shift) {
-  for (int column = 0; column < 8; ++column) {
-    int16_t *in = v + column;
-    const int rounding = 1 << (shift - 1);
-    const int sum = (in[0] + in[32]) * 8192 + rounding, difference = (in[0] - in[32]) * 8192 + rounding;
-    const int wide = in[16] * (F0541 + F0765) + in[48] * F0541, narrow = in[16] * F0541 + in[48] * (F0541 - F1847);
-    const int even[4] = {sum + wide, difference + narrow, difference - narrow, sum - wide};
-    const int in1 = in[8], in3 = in[24], in5 = in[40], in7 = in[56];
-    for (int i = 0; i < 4; ++i) {
-      const int odd = in1 * ODD[i][0] + in3 * ODD[i][1] + in5 * ODD[i][2] + in7 * ODD[i][3];
-      in[8 * i] = saturated((even[i] + odd) >> shift);
-      in[8 * (7 - i)] = saturated((even[i] - odd) >> shift);
-    }
+// One pass along the columns of 8 x 8; every one alike, so that compilers make vectors of them.
+static inline void islow_pass(const int16_t *restrict in, int16_t *restrict out, int shift) {
+  const int rounding = 1 << (shift - 1);
+  for (int x = 0; x < 8; ++x) {
+    const int16_t in0 = in[x], in1 = in[8 + x], in2 = in[16 + x], in3 = in[24 + x];
+    const int16_t in4 = in[32 + x], in5 = in[40 + x], in6 = in[48 + x], in7 = in[56 + x];
+    const int sum = in0 * 8192 + in4 * 8192 + rounding, difference = in0 * 8192 - in4 * 8192 + rounding;
+    const int wide = in2 * (F0541 + F0765) + in6 * F0541, narrow = in2 * F0541 + in6 * (F0541 - F1847);
+#define PUT(i, even)                                                                              \
+  {                                                                                               \
+    const int odd = in1 * ODD[i][0] + in3 * ODD[i][1] + in5 * ODD[i][2] + in7 * ODD[i][3];        \
+    out[8 * i + x] = saturated((even + odd) >> shift);                                            \
+    out[8 * (7 - i) + x] = saturated((even - odd) >> shift);                                      \
+  }
+    PUT(0, (sum + wide))
+    PUT(1, (difference + narrow))
+    PUT(2, (difference - narrow))
+    PUT(3, (sum - wide))
+#undef PUT
   }
 }
 
 static void islow_one(const Transform *t, const int16_t *quantizers, ptrdiff_t stride, int x, int y) {
   int16_t v[64], turned[64];
+  uint8_t samples[64];
   for (int i = 0; i < 64; ++i) v[i] = (int16_t)(t->block[i] * quantizers[i]);
-  islow_pass(v, CONST_BITS - PASS1_BITS);
-  for (int i = 0; i < 64; ++i) turned[i] = v[i % 8 * 8 + i / 8];
-  islow_pass(turned, CONST_BITS + PASS1_BITS + 3);
-  for (int i = 0; i < 64; ++i) turned[i] = (int16_t)(turned[i] < -128 ? 0 : turned[i] > 127 ? 255 : turned[i] + 128);
+  islow_pass(v, turned, CONST_BITS - PASS1_BITS);
+  for (int i = 0; i < 8; ++i)
+    for (int j = 0; j < 8; ++j) v[8 * i + j] = turned[8 * j + i];
+  islow_pass(v, turned, CONST_BITS + PASS1_BITS + 3);
+  for (int i = 0; i < 64; ++i)
+    samples[i] = (uint8_t)((turned[i] < -128 ? -128 : turned[i] > 127 ? 127 : turned[i]) + 128);
   for (int column = 0; column < 8 >> x; ++column)
-    for (int row = 0; row < 8 >> y; ++row) {
-      int sum = x + y ? (1 << (x + y) >> 1) - column % 2 : 0;
-      for (int i = 0; i < 1 << x; ++i)
-        for (int j = 0; j < 1 << y; ++j) sum += turned[8 * ((column << x) + i) + (row << y) + j];
-      t->to[column * stride + row] = (uint8_t)(sum >> (x + y));
-    }
+    if (x == 0 && y == 0)
+      memcpy(t->to + column * stride, samples + 8 * column, 8);
+    else
+      for (int row = 0; row < 8 >> y; ++row) {
+        int sum = (1 << (x + y) >> 1) - column % 2;
+        for (int i = 0; i < 1 << x; ++i)
+          for (int j = 0; j < 1 << y; ++j) sum += samples[8 * ((column << x) + i) + (row << y) + j];
+        t->to[column * stride + row] = (uint8_t)(sum >> (x + y));
+      }
 }
 
 #endif

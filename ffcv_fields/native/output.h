@@ -110,23 +110,25 @@ static inline int times(int a, int b) { return (a * b + (1 << 14)) >> 15; }
 
 // TILE pixels, to `out` [TILE, 3].
 static inline void write_tile(const Output *o, const int16_t *const channels[3], void *out) {
-  for (int i = 0; i < TILE; ++i) {
-    int v[3];
-    for (int c = 0; c < 3; ++c) v[c] = (channels[c][i] + 1) >> 1;
-    if (o->ycc) {
-      const int cb = v[1] - (128 << COLOR_BITS), cr = v[2] - (128 << COLOR_BITS), y = v[0];
-      v[0] = y + cr + times(cr, CR_IN_RED);
-      v[1] = y - times(cb, CB_IN_GREEN) - times(cr, CR_IN_GREEN);
-      v[2] = y + 2 * cb - times(cb, CB_IN_BLUE);
-    }
-    for (int c = 0; c < 3; ++c) {
-      const int value = v[c] < 0 ? 0 : v[c] > 255 << COLOR_BITS ? 255 << COLOR_BITS : v[c];
-      if (o->is_float)
-        ((float *)out)[3 * i + c] = (float)value * o->scale[c] + o->bias[c];
-      else
-        ((uint8_t *)out)[3 * i + c] = (uint8_t)((value + (1 << (COLOR_BITS - 1))) >> COLOR_BITS);
-    }
+  int16_t v[3][TILE];
+  for (int c = 0; c < 3; ++c)
+    for (int i = 0; i < TILE; ++i) v[c][i] = (int16_t)((channels[c][i] + 1) >> 1);
+  for (int i = 0; o->ycc && i < TILE; ++i) {
+    const int cb = v[1][i] - (128 << COLOR_BITS), cr = v[2][i] - (128 << COLOR_BITS), y = v[0][i];
+    v[0][i] = (int16_t)(y + cr + times(cr, CR_IN_RED));
+    v[1][i] = (int16_t)(y - times(cb, CB_IN_GREEN) - times(cr, CR_IN_GREEN));
+    v[2][i] = (int16_t)(y + 2 * cb - times(cb, CB_IN_BLUE));
   }
+  for (int c = 0; c < 3; ++c)
+    for (int i = 0; i < TILE; ++i)
+      v[c][i] = (int16_t)(v[c][i] < 0 ? 0 : v[c][i] > 255 << COLOR_BITS ? 255 << COLOR_BITS : v[c][i]);
+  if (o->is_float)
+    for (int i = 0; i < TILE; ++i)
+      for (int c = 0; c < 3; ++c) ((float *)out)[3 * i + c] = (float)v[c][i] * o->scale[c] + o->bias[c];
+  else
+    for (int i = 0; i < TILE; ++i)
+      for (int c = 0; c < 3; ++c)
+        ((uint8_t *)out)[3 * i + c] = (uint8_t)((v[c][i] + (1 << (COLOR_BITS - 1))) >> COLOR_BITS);
 }
 
 #endif

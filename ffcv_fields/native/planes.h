@@ -11,8 +11,8 @@
 #include "idct.h"
 
 #define COMPONENTS 3
-// Where samples are reduced, at least so many are left to an output pixel: with 1, PSNR falls from 55 to 40 dB there, and
-// nothing gets faster. crop_decode_scratch_bytes counts on 2.
+// Where samples are reduced, at least so many are left to an output pixel: with 1, PSNR falls from 55 to 40 dB there,
+// and nothing gets faster. crop_decode_scratch_bytes counts on 2.
 #define SPARE 2
 
 // The part of a component that a crop needs.
