@@ -1,6 +1,7 @@
 """FFCV's image field with JPEGs that crops are decoded from fast, and its decoders: a crop's pixels, and its box.
 
-`decode="fast"` (crop_decode.c) decodes only the rows and columns of the crop and resizes while rows arrive.
+`decode="fast"` (native/crop_decode.c) decodes the blocks that the crop touches, by libjpeg's accurate inverse DCT, and
+resizes each component of the JPEG from the resolution that it is stored in.
 `decode="exact"` gives stock FFCV's pixels bit for bit: the whole image is decoded, then OpenCV's area filter.
 """
 
@@ -25,11 +26,16 @@ from .crops import CropSampler, crop_box
 
 _library = ctypes.CDLL(_crop_decode.__file__)
 _crop_decode_c = _library.crop_decode
-_crop_decode_c.argtypes, _crop_decode_c.restype = 14 * [ctypes.c_int64], ctypes.c_int64
+_crop_decode_c.argtypes, _crop_decode_c.restype = [ctypes.c_int64], ctypes.c_int64
 _jpeg_has_size_c = _library.jpeg_has_size
 _jpeg_has_size_c.argtypes, _jpeg_has_size_c.restype = 4 * [ctypes.c_int64], ctypes.c_int64
 _scratch_bytes_c = _library.crop_decode_scratch_bytes
 _scratch_bytes_c.argtypes, _scratch_bytes_c.restype = 2 * [ctypes.c_int64], ctypes.c_int64
+
+# What the C function is asked for: int64 in this order (native/crop.h, Request).
+REQUEST = (
+    "source", "bytes", "raw", "height", "width", "y", "x", "h", "w", "size", "flip", "normalize", "out", "scratch",
+)  # fmt: skip
 
 
 def image_field(restart_interval: int, **settings) -> RGBImageField:
@@ -101,21 +107,22 @@ class _CropDecoder(SimpleRGBImageDecoder):
 
         def decode(indices, destination, metadata, storage_state):
             # One scratch buffer per thread, not per sample: FFCV's own decoder keeps batch_size full images.
-            size = destination.shape[1]
-            scratch_bytes = scratch_bytes_of(side, size) if fast else 3 * pixels
-            scratch = np.empty((nb.get_num_threads(), scratch_bytes), np.uint8)
+            size, threads = destination.shape[1], nb.get_num_threads()
+            scratch = np.empty((threads, scratch_bytes_of(side, size) if fast else 3 * pixels), np.uint8)
+            requests = np.empty((threads, 16), np.int64)  # of a cache line's size
             failed = np.zeros(len(indices), np.int64)
             for i in iterate(len(indices)):
                 field = metadata[indices[i]]
                 height, width = np.int64(field["height"]), np.int64(field["width"])
                 source = read(field["data_ptr"], storage_state)
                 y, x, h, w = crop(indices[i], height, width)
-                jpeg, flip = field["mode"] == jpg, flips(indices[i])
-                memory = scratch[nb.get_thread_id()].ctypes.data
-                failed[i] = one(
-                    source.ctypes.data, source.size, jpeg, height, width, y, x, h, w, flip, normalize,
-                    destination[i], memory,
-                )  # fmt: skip
+                request = requests[nb.get_thread_id()]  # REQUEST
+                request[0], request[1], request[2] = source.ctypes.data, source.size, np.int64(field["mode"] != jpg)
+                request[3], request[4] = height, width
+                request[5], request[6], request[7], request[8] = y, x, h, w
+                request[9], request[10], request[11] = size, np.int64(flips(indices[i])), normalize
+                request[12], request[13] = destination[i].ctypes.data, scratch[nb.get_thread_id()].ctypes.data
+                failed[i] = one(request, destination[i])
             for i in range(len(indices)):
                 if failed[i] != 0:
                     raise ValueError("the image of this sample of the .beton cannot be decoded", indices[i])
@@ -128,23 +135,25 @@ class _CropDecoder(SimpleRGBImageDecoder):
 # Memory is passed as addresses: FFCV changes numba's interned type of uint8[::1] when a loader is made, and what was
 # compiled for that type before is lost.
 @nb.njit(nogil=True)
-def _decode_fast(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, normalize, out, scratch):
-    raw, mirror, to = np.int64(not is_jpeg), np.int64(flip), out.ctypes.data
-    return _crop_decode_c(source, nbytes, raw, height, width, y, x, h, w, out.shape[0], mirror, normalize, to, scratch)
+def _decode_fast(request, out):
+    return _crop_decode_c(request.ctypes.data)
 
 
 @nb.njit(nogil=True)
-def _decode_exact(source, nbytes, is_jpeg, height, width, y, x, h, w, flip, normalize, out, scratch):
-    pixels, size = scratch, out.shape[0]
-    if is_jpeg:
+def _decode_exact(request, out):
+    source, nbytes, raw, height, width = request[0], request[1], request[2], request[3], request[4]
+    y, x, h, w, size, flip, pixels = (
+        request[5], request[6], request[7], request[8], request[9], request[10], request[13],
+    )  # fmt: skip
+    if raw:
+        if nbytes != height * width * 3:
+            return 1
+        ctypes_memcopy(source, pixels, nbytes)
+    else:
         if _jpeg_has_size_c(source, nbytes, height, width) != 0:  # FFCV would scale it
             return 1
         if ctypes_imdecode(source, nbytes, height, width, pixels, height, width, 0, 0, 1, 1, False, False):
             return 1
-    elif nbytes != height * width * 3:
-        return 1
-    else:
-        ctypes_memcopy(source, pixels, nbytes)
     ctypes_resize(0, pixels, height, width, y, y + h, x, x + w, out.ctypes.data, size, size)
     if flip:
         _flip_in_place(out)

@@ -114,7 +114,7 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
     """What a loader does with each sample of a file that opens: decode a random crop, copy and pool the label map."""
     import torch
     from ffcv_fields import label_pooling
-    from ffcv_fields.image import _crop_decode_c, _decode_exact, _scratch_bytes_c
+    from ffcv_fields.image import REQUEST, _crop_decode_c, _decode_exact, _scratch_bytes_c
 
     from relabel.data.beton import read_header
 
@@ -129,15 +129,19 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
         source = guarded.put(contents[at : at + sizes[at]])
         h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
         y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-        scratch = np.full(_scratch_bytes_c(max(height, width), size) + FENCE, 77, np.uint8)
+        scratch = np.empty(_scratch_bytes_c(max(height, width), size) + FENCE, np.uint8)
+        scratch[-FENCE:] = 77
         out = np.full(3 * size * size + FENCE, 77, np.uint8)
         raw = int(image["mode"] == 1)
-        _crop_decode_c(
-            source, sizes[at], raw, height, width, y, x, h, w, size, 0, 0, out.ctypes.data, scratch.ctypes.data
+        request = np.array(
+            [source, sizes[at], raw, height, width, y, x, h, w, size, 0, 0, out.ctypes.data, scratch.ctypes.data],
+            np.int64,
         )
+        _crop_decode_c(request.ctypes.data)
         if height * width < 1 << 24:
             pixels, exact = np.full(3 * height * width + FENCE, 77, np.uint8), np.empty((size, size, 3), np.uint8)
-            _decode_exact(source, sizes[at], not raw, height, width, y, x, h, w, False, 0, exact, pixels.ctypes.data)
+            request[REQUEST.index("scratch")] = pixels.ctypes.data
+            _decode_exact(request, exact)
             assert (pixels[-FENCE:] == 77).all(), "wrote past the pixels"
         assert (scratch[-FENCE:] == 77).all() and (out[-FENCE:] == 77).all(), "wrote past a buffer"
     field = header.handlers.get("label_map")

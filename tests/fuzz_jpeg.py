@@ -1,4 +1,4 @@
-"""Damaged JPEGs through crop_decode.c and huffman.c, built with gcc's address and undefined-behavior sanitizers.
+"""Damaged JPEGs through crop_decode.c and its steps, built with gcc's address and undefined-behavior sanitizers.
 
     python tests/fuzz_jpeg.py --seconds 60
 
@@ -18,16 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
-SOURCES = [Path(__file__).parents[1] / "ffcv_fields" / "native" / name for name in ("crop_decode.c", "huffman.c")]
+SOURCES = sorted((Path(__file__).parents[1] / "ffcv_fields" / "native").glob("*.c"))
+STATISTICS = np.float32([0.01, 0.02, 0.03, 1, 2, 3])
 MARKERS = (0, 0xFF, 0xD0, 0xD1, 0xD7, 0xD9)
 
 
-def build(library: Path) -> None:
+def build(library: Path, portable: bool) -> None:
     include = sysconfig.get_path("include")
     flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-shared", "-fPIC"]
+    flags += ["-DPORTABLE", "-mno-avx2"] if portable else []
     subprocess.run(["gcc", *flags, f"-I{include}", "-o", library, *SOURCES, "-ljpeg"], check=True)
 
 
@@ -36,6 +39,9 @@ def jpeg(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     noise = rng.integers(0, 256, (height, width, 3) if rng.random() < 0.3 else (1 + height // 20, 1 + width // 20, 3))
     image = Image.fromarray(noise.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
     options = {"subsampling": int(rng.integers(3))} if mode == "RGB" else {}
+    if mode == "RGB" and rng.random() < 0.2:  # 4:1:1, 4:4:0
+        sampling = int(rng.choice([cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440]))
+        return cv2.imencode(".jpg", np.asarray(image), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling])[1].reshape(-1)
     file = io.BytesIO()
     image.save(
         file, "JPEG", quality=int(rng.integers(1, 101)), optimize=bool(rng.random() < 0.5),
@@ -54,7 +60,7 @@ def damaged(rng: np.random.Generator, intact: np.ndarray) -> np.ndarray:
 
 def main(library: str, seed: int, seconds: float) -> None:
     c = ctypes.CDLL(library)
-    c.crop_decode.argtypes, c.crop_decode.restype = 14 * [ctypes.c_int64], ctypes.c_int64
+    c.crop_decode.argtypes, c.crop_decode.restype = [ctypes.c_int64], ctypes.c_int64
     c.crop_decode_scratch_bytes.argtypes = 2 * [ctypes.c_int64]
     c.crop_decode_scratch_bytes.restype = ctypes.c_int64
     rng, end, codes = np.random.default_rng(seed), time.monotonic() + seconds, collections.Counter()
@@ -65,10 +71,13 @@ def main(library: str, seed: int, seconds: float) -> None:
             source, size = damaged(rng, intact), int(rng.integers(1, 60))
             y, x = int(rng.integers(height)), int(rng.integers(width))
             box = y, x, int(rng.integers(1, height - y + 1)), int(rng.integers(1, width - x + 1))
-            out = np.empty((size, size, 3), np.uint8)
+            floats = int(rng.integers(2))
+            out = np.empty((size, size, 3), np.float32 if floats else np.uint8)
             scratch = np.empty(c.crop_decode_scratch_bytes(max(height, width), size), np.uint8)
-            flip, memory = int(rng.integers(2)), (out.ctypes.data, scratch.ctypes.data)
-            codes[c.crop_decode(source.ctypes.data, source.size, 0, height, width, *box, size, flip, 0, *memory)] += 1
+            normalize = floats and STATISTICS.ctypes.data
+            data, memory = (source.ctypes.data, source.size, 0), (out.ctypes.data, scratch.ctypes.data)
+            request = np.array([*data, height, width, *box, size, int(rng.integers(2)), normalize, *memory], np.int64)
+            codes[c.crop_decode(request.ctypes.data)] += 1
     print(f"{codes.total():,} JPEGs: {codes[0]:,} decoded, {codes[1]:,} damaged, {codes[2]:,} of another size")
 
 
@@ -76,13 +85,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="how long [60]")
     parser.add_argument("--seed", type=int, default=0, help="of what is tried [0]")
+    parser.add_argument("--portable", action="store_true", help="the steps without AVX2")
     parser.add_argument("--library", help=argparse.SUPPRESS)  # given to itself, once it is built
     arguments = parser.parse_args()
     if arguments.library:
         main(arguments.library, arguments.seed, arguments.seconds)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            build(Path(folder) / "decode.so")
+            build(Path(folder) / "decode.so", arguments.portable)
             names = [f"lib{name}.so" for name in ("asan", "ubsan")]
             preload = [subprocess.run(["gcc", f"-print-file-name={n}"], capture_output=True, text=True) for n in names]
             environment = os.environ | {

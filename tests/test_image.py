@@ -1,15 +1,19 @@
 """The crop decoders: stock FFCV's pixels bit for bit, and the fast path's quality, inputs and errors."""
 
+import ctypes
 import io
+import subprocess
+import sysconfig
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomResizedCropDecoder, image_field
-from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
+from ffcv_fields.image import REQUEST, _crop_decode_c, _scratch_bytes_c
+from conftest import ROOT
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, encode_jpeg
-from ffcv.libffcv import imdecode, resize_crop
 from ffcv.transforms import ToTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +24,7 @@ from relabel.data.loader import Loader
 from relabel.data.writer import Workers, write_beton
 from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 
+NATIVE = ROOT / "ffcv_fields" / "native"
 PHOTOGRAPHS = [data.chelsea, data.astronaut, data.coffee, data.rocket]
 
 
@@ -35,32 +40,53 @@ def jpeg_of(image, **options):
     return np.frombuffer(file.getvalue(), np.uint8).copy()
 
 
-def crop_decode(source, height, width, box, size, raw=False, flip=False, statistics=None):
+def crop_decode(source, height, width, box, size, function=_crop_decode_c, **options):
     """(code, pixels) of the C function, with guard bytes around the output and the scratch memory."""
+    raw, flip, statistics = (options.get(name) for name in ("raw", "flip", "statistics"))
     dtype = np.uint8 if statistics is None else np.float32
     guarded = np.full(size * size * 3 + 64, 77, dtype)
     out = guarded[32:-32].reshape(size, size, 3)
     scratch = np.full(_scratch_bytes_c(max(height, width), size) + 64, 77, np.uint8)
-    code = _crop_decode_c(
-        source.ctypes.data, source.size, int(raw), height, width, *box, size, int(flip),
-        0 if statistics is None else statistics.ctypes.data, out.ctypes.data, scratch.ctypes.data,
+    normalize = 0 if statistics is None else statistics.ctypes.data
+    request = np.array(
+        [source.ctypes.data, source.size, bool(raw), height, width, *box, size, bool(flip), normalize, out.ctypes.data,
+         scratch.ctypes.data], np.int64,
     )  # fmt: skip
+    assert len(request) == len(REQUEST)
+    code = function(request.ctypes.data)
     assert (guarded[:32] == 77).all() and (guarded[-32:] == 77).all() and (scratch[-64:] == 77).all()
     return code, out
 
 
-def libjpeg_s(jpeg, height, width):
-    """All pixels as FFCV's own decoder, which is libjpeg, gives them."""
-    pixels = np.empty((height, width, 3), np.uint8)
-    assert imdecode(jpeg, pixels, height, width, height, width, 0, 0, 1, 1, False, False) == 0
-    return pixels
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory):
+    """The C function, built without the steps for AVX2."""
+    library = tmp_path_factory.mktemp("portable") / "decode.so"
+    flags = ["-O1", "-shared", "-fPIC", "-DPORTABLE", f"-I{sysconfig.get_path('include')}"]
+    subprocess.run(["gcc", *flags, "-o", library, *sorted(NATIVE.glob("*.c")), "-ljpeg"], check=True)
+    function = ctypes.CDLL(str(library)).crop_decode
+    function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
+    return function
+
+
+def libjpeg_s(jpeg):
+    """All pixels as PIL gives them: libjpeg's, by its accurate inverse DCT."""
+    return np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
 
 
 def area_crop(pixels, box, size):
-    """Mean over each output pixel's rectangle, in float64: the definition of the area filter."""
+    """Mean over each output pixel's rectangle, in float64: the area filter by its definition. Enlarging is bilinear."""
     y, x, h, w = box
     cropped = pixels[y : y + h, x : x + w].astype(np.float64)
     for axis, length in ((0, h), (1, w)):
+        if length < size:
+            place = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+            whole, part = place.astype(int), place - place.astype(int)
+            shape = [1, 1, 1]
+            shape[axis] = size
+            following = cropped.take(np.minimum(whole + 1, length - 1), axis)
+            cropped = cropped.take(whole, axis) * (1 - part.reshape(shape)) + following * part.reshape(shape)
+            continue
         edges = np.arange(size + 1) * length / size
         sums = np.concatenate([np.zeros_like(cropped.take([0], axis)), cropped.cumsum(axis)], axis)
         index, part = np.minimum(edges.astype(int), length), edges - np.minimum(edges.astype(int), length)
@@ -75,7 +101,7 @@ def area_crop(pixels, box, size):
 def test_raw_pixels_are_the_area_filter_s_to_rounding(box):
     pixels = np.asarray(photograph(0))
     code, ours = crop_decode(pixels.copy(), 300, 451, box, 160, raw=True)
-    assert code == 0 and np.abs(ours - area_crop(pixels, box, 160)).max() < 1.6  # weights of 8 bits vertically
+    assert code == 0 and np.abs(ours - area_crop(pixels, box, 160)).max() < 0.6
     assert abs((ours - area_crop(pixels, box, 160)).mean()) < 0.1
     _, flipped = crop_decode(pixels.copy(), 300, 451, box, 160, raw=True, flip=True)
     assert np.array_equal(flipped[:, ::-1], ours)
@@ -100,26 +126,39 @@ def test_float_output_is_the_normalized_bytes():
         assert code == 0 and np.abs(floats - (bytes_out - mean) / std).max() < 0.6 / std.min()
 
 
-def test_fast_crops_look_like_full_decode_and_area_filter():
-    """The issue's bar: mean PSNR of at least 38 dB over RandomResizedCrop's crops, no bias in mean color."""
+SAMPLINGS = {
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, "gray": None,
+}  # fmt: skip
+
+
+def jpeg_sampled(image, sampling, quality=90):
+    if sampling == "gray":
+        return jpeg_of(image.convert("L"), quality=quality)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
+    return cv2.imencode(".jpg", np.asarray(image)[:, :, ::-1], options)[1].reshape(-1)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_fast_crops_are_the_area_filter_s_of_the_exactly_decoded_image(sampling):
+    """Over RandomResizedCrop's crops: a mean PSNR of at least 50 dB, a mean color within 0.1 of 255."""
     sample, _ = CropSampler(0).compile()
     psnr, bias = [], []
     for which in range(4):
         image = photograph(which)
-        jpeg, (width, height) = jpeg_of(image), image.size
-        full = libjpeg_s(jpeg, height, width)
-        for size in (160, 192, 224):
-            for i in range(40):
-                y, x, h, w = box = sample(100 * which + i, height, width)
-                reference = np.empty((size, size, 3), np.uint8)
-                resize_crop(full, y, y + h, x, x + w, reference)
+        jpeg, (width, height) = jpeg_sampled(image, sampling), image.size
+        full = libjpeg_s(jpeg)
+        for size in (48, 160, 224):  # 48: components are reduced before they are filtered
+            for i in range(12):
+                box = sample(100 * which + i, height, width)
                 code, ours = crop_decode(jpeg, height, width, box, size)
                 assert code == 0
-                error = ours.astype(float) - reference
-                psnr.append(10 * np.log10(255**2 / max((error**2).mean(), 1e-2)))
+                error = ours - area_crop(full, box, size)
+                psnr.append(10 * np.log10(255**2 / (error**2).mean()))
                 bias.append(error.mean((0, 1)))
-    assert np.mean(psnr) >= 38 and np.min(psnr) >= 30, (np.mean(psnr), np.min(psnr))
-    assert np.abs(np.mean(bias, 0)).max() < 0.1 and np.abs(bias).max() < 1
+    assert np.mean(psnr) >= 50 and np.min(psnr) >= 35, (np.mean(psnr), np.min(psnr))
+    assert np.abs(np.mean(bias, 0)).max() < 0.1 and np.abs(bias).max() < 0.5, (np.mean(bias, 0), np.abs(bias).max())
 
 
 @pytest.mark.parametrize(
@@ -132,10 +171,7 @@ def test_every_kind_of_jpeg_and_corner(options, mode, box):
     image = photograph(0).convert(mode)
     jpeg = jpeg_of(image, **options)
     code, ours = crop_decode(jpeg, 300, 451, box, 32)
-    pixels = np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
-    assert code == 0
-    if box[2] >= 32:  # else it is enlarged
-        assert np.abs(ours - area_crop(pixels, box, 32)).mean() < 3
+    assert code == 0 and np.abs(ours - area_crop(libjpeg_s(jpeg), box, 32)).mean() < 1.5
 
 
 @settings(deadline=None, derandomize=True)
@@ -143,9 +179,8 @@ def test_every_kind_of_jpeg_and_corner(options, mode, box):
     st.sampled_from([0, 1, 2]), st.integers(1, 100), st.sampled_from([0, 1, 3, 40]), st.booleans(),
     st.sampled_from(["RGB", "L"]), st.integers(1, 120), st.integers(0, 3), st.booleans(),
 )  # fmt: skip
-def test_our_huffman_decoder_gives_libjpeg_s_pixels_bit_for_bit(
-    subsampling, quality, interval, optimize, mode, side, which, noise
-):
+def test_whole_images_are_libjpeg_s_pixels(subsampling, quality, interval, optimize, mode, side, which, noise):
+    """Bit for bit where there is no color; else to the rounding of libjpeg's chroma, before and after conversion."""
     image = photograph(which, 140).convert(mode).crop((5, 5, 5 + side, 5 + side))
     if noise:  # long codes
         shape = np.asarray(image).shape
@@ -153,7 +188,22 @@ def test_our_huffman_decoder_gives_libjpeg_s_pixels_bit_for_bit(
     options = {"subsampling": subsampling} if mode == "RGB" else {}
     jpeg = jpeg_of(image, quality=quality, restart_marker_blocks=interval, optimize=optimize, **options)
     code, ours = crop_decode(jpeg, side, side, (0, 0, side, side), side)
-    assert code == 0 and np.array_equal(ours, libjpeg_s(jpeg, side, side))
+    worst = np.abs(ours.astype(int) - libjpeg_s(jpeg)).max()
+    assert code == 0 and worst <= (0 if mode == "L" else 1 if subsampling == 0 else 2)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_without_avx2_pixels_are_the_same(sampling, portable):
+    sample, _ = CropSampler(0, scale=(0.01, 1)).compile()
+    statistics = np.float32([0.02, 0.03, 0.04, -1, -2, -3])
+    for i in range(24):
+        image, size, quality = photograph(i % 4, 300), (16, 33, 64, 224)[i // 4 % 4], (5, 60, 95)[i % 3]
+        jpeg, box = jpeg_sampled(image, sampling, quality), sample(i, image.height, image.width)
+        for source, more in ((jpeg, {}), (jpeg, {"statistics": statistics}), (np.asarray(image).copy(), {"raw": True})):
+            arguments = source, image.height, image.width, box, size
+            code, ours = crop_decode(*arguments, flip=i % 2, **more)
+            same_code, same = crop_decode(*arguments, flip=i % 2, function=portable, **more)
+            assert code == same_code == 0 and np.allclose(same, ours, rtol=0, atol=1e-5)
 
 
 def test_crops_of_jpegs_with_restart_markers_are_those_without():
@@ -163,7 +213,7 @@ def test_crops_of_jpegs_with_restart_markers_are_those_without():
         metadata = np.zeros(1, field.metadata_type)[0]
         field.encode(metadata, pixels, lambda size, to=memory: (0, to.append(np.zeros(size, np.uint8)) or to[-1]))
         stored[interval] = memory[0]
-        assert np.array_equal(libjpeg_s(memory[0], 300, 451), libjpeg_s(stored[0], 300, 451))
+        assert np.array_equal(libjpeg_s(memory[0]), libjpeg_s(stored[0]))
     assert stored[0].tobytes() == bytes(encode_jpeg(pixels, 90)) and len(stored[4]) < 1.03 * len(stored[0])
     sample, _ = CropSampler(0, scale=(0.01, 1)).compile()
     for i in range(60):

@@ -20,9 +20,8 @@ LEVELS = [
     ["benchmarks", "tests"],
 ]  # fmt: skip
 ALONE = ("relabel.label_maps", "relabel.training", "relabel.evaluation")  # do not import one another
-# FFCV's own constructor takes as many; the kernels are compiled by numba, which takes no objects of Python; `pool` is
-# label_pooling's twin in a test, and says which memory to use besides.
-MORE_ARGUMENTS = {"Loader.__init__", "_decode_fast", "_decode_exact", "pool"}
+# FFCV's own constructor takes as many; `pool` is label_pooling's twin in a test, and says which memory to use besides.
+MORE_ARGUMENTS = {"Loader.__init__", "pool"}
 
 
 def name_of(file):

@@ -13,7 +13,8 @@ from ffcv.loader import epoch_iterator
 from ffcv.transforms import ToDevice, ToTensor
 
 from relabel.data import loader as loader_module
-from relabel.data.loader import Batch, Reading, _EpochIterator, training_loader
+from relabel.data.loader import Batch, _EpochIterator
+from relabel.data.reading import Reading, training_loader
 from relabel.processes import Processes
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-// LabelPooling on the GPU: one block pools one target (CPU counterpart: _pool_on_cpu in pooling.py).
+// LabelPooling on the GPU: one block pools one target (CPU twin: _pool_on_cpu in pooling.py).
 //
 // Compiled by NVRTC with these macros; see pooling.py, and tests/test_pooling_cuda.py for the C++ build.
 //   MAP_T      short (bits of float16 scores) or int (bits of float32 scores)
@@ -15,7 +15,7 @@
 DEVICE float score_from_bits(short bits) { return float_from_half((unsigned short)bits); }
 DEVICE float score_from_bits(int bits) { return float_from_bits(bits); }
 
-// Weight of cell `at` along one axis for one of the box's `parts`: roi_align's average over ceil(side) bilinear
+// Weight of place `at` along one axis for one of the box's `parts`: roi_align's average over ceil(side) bilinear
 // samples, aligned=False.
 DEVICE float axis_weight(float low, float high, int size, int part, int parts, int at) {
   float start = low * (float)size - 0.5f;
@@ -69,20 +69,20 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
 
   // A block pools one part of one sample's box: all of it where parts is 1.
   const int sample = blockIdx.x / (parts * parts), row = blockIdx.x / parts % parts, column = blockIdx.x % parts;
-  const int cells = height * width;
-  const MAP_T *scores = label_maps + (long long)sample * 2 * top_k * cells;
-  const MAP_T *classes = scores + top_k * cells;
+  const int places = height * width;
+  const MAP_T *scores = label_maps + (long long)sample * 2 * top_k * places;
+  const MAP_T *classes = scores + top_k * places;
   const float *box = crop_boxes + (long long)sample * 4;
   OUT_T *target = targets + (long long)blockIdx.x * num_classes;
 
-  if (classes[0] == NO_LABEL_MAP) {  // the single label, or NaN, which the loss shows, where there is none
+  if (classes[0] == NO_LABEL_MAP) {  // the single label, or NaN to be seen where there is none
     long long label = labels ? labels[sample] : -1;
     bool known = label >= 0 && label < num_classes;
     for (int c = threadIdx.x; c < num_classes; c += blockDim.x)
       target[c] = to_output(known ? (c == label ? 1.0f : 0.0f) : not_a_number());
     return;
   }
-  // An invalid box would be pooled into nonsense: NaN stops the run at its first loss.
+  // A box that is not one would be pooled into nonsense: NaN stops the run at its first loss.
   bool valid = box[0] <= box[2] && box[1] <= box[3] && fabsf(box[0]) <= 16.0f && fabsf(box[1]) <= 16.0f &&
                fabsf(box[2]) <= 16.0f && fabsf(box[3]) <= 16.0f;
   if (!valid) {
@@ -96,7 +96,7 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
                            : axis_weight(box[0], box[2], width, column, parts, i - height);
   // The unit of the sums: 2^-40 of the greatest score's power of 2. No sum overflows, as an axis' weights add up to 1.
   float most = 0.0f;
-  for (int i = threadIdx.x; i < top_k * cells; i += blockDim.x) {
+  for (int i = threadIdx.x; i < top_k * places; i += blockDim.x) {
     float size = fabsf(score_from_bits(scores[i]));
     if (classes[i] >= 0 && !(size <= most)) most = size;
   }
@@ -107,12 +107,12 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
 
   bool bad = !(most <= 3.4028235e38f);  // not finite: the row becomes NaN
   for (int place = threadIdx.x; place < places && !bad; place += blockDim.x) {
-    float weight = weight_y[cell / width] * weight_x[cell % width];
+    float weight = weight_y[place / width] * weight_x[place % width];
     if (weight == 0.0f) continue;
     for (int k = 0; k < top_k; ++k) {
-      int c = classes[k * cells + cell];
+      int c = classes[k * places + place];
       if (c >= 0 && c < num_classes) {
-        long long value = (long long)((double)(weight * score_from_bits(scores[k * cells + cell])) * per_unit);
+        long long value = (long long)((double)(weight * score_from_bits(scores[k * places + place])) * per_unit);
         if (workspace)  // said twice, so that the compiler knows which memory it is
           add_to(global_sums + 2 * c, value);
         else
@@ -126,7 +126,7 @@ extern "C" __global__ void pool_labels(const MAP_T *__restrict__ label_maps, con
 
   // From here on each class's words are its thread's own; the first takes a float.
   float *const logits = (float *)sums;
-  float greatest = 0.0f;  // classes that no cell lists have logit 0, so the maximum is at least that
+  float greatest = 0.0f;  // classes that no place names have logit 0, so the maximum is at least that
   for (int c = threadIdx.x; c < num_classes; c += blockDim.x) {
     logits[2 * c] = (float)((double)sum_in(sums + 2 * c) * unit);
     greatest = fmaxf(greatest, logits[2 * c]);
