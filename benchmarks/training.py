@@ -49,7 +49,7 @@ class Synthetic:
     def __init__(self, like: Loader) -> None:
         self.order_of, self._steps = like.order_of, len(like)
         batch = next(like.epoch(0))
-        parts = {name: part.clone() for name, part in vars(batch).items() if part is not None}
+        parts = {name: part.clone() for name, part in vars(batch).items() if isinstance(part, torch.Tensor)}
         self._batch = Batch(**parts)
 
     def __len__(self) -> int:

@@ -52,7 +52,7 @@ def like(loader, **attributes):
 
 
 def contents(batch: Batch) -> list[torch.Tensor]:
-    return [part.clone() for part in vars(batch).values() if part is not None]
+    return [part.clone() for part in vars(batch).values() if isinstance(part, torch.Tensor)]
 
 
 @pytest.fixture(scope="module")
