@@ -29,13 +29,8 @@ class SampleNames:
 
     def __init__(self, names: Sequence[str], where: str) -> None:
         self._names, self._where = names, where
-        self._whole = {name: i for i, name in enumerate(names)}
-        self._others: dict[str, set[int]] = {}
-        for i, name in enumerate(names):
-            below = name.partition("/")[2] or name
-            for form in (name, below, name.rpartition("/")[2]):
-                for other in (form, key_of(form)):
-                    self._others.setdefault(other, set()).add(i)
+        self._forms: dict[str, int] = {}  # made when a list needs it: ImageNet has millions
+        self._shared: dict[str, int] = {}  # of the forms that fit several samples, another one
 
     def find(self, rows: Iterable[tuple[str, str]], strict: bool = True) -> list[int | None]:
         """The number of the sample that each row means.
@@ -48,15 +43,26 @@ class SampleNames:
             BadInput: a name that fits several samples, or (`strict`) none.
         """
         rows = list(rows)
-        if all(name in self._whole for name, _ in rows):
-            return [self._whole[name] for name, _ in rows]
+        whole = {name: i for i, name in enumerate(self._names)}
+        if all(name in whole for name, _ in rows):
+            return [whole[name] for name, _ in rows]
+        if not self._forms:
+            self._make_forms()
         return [self._one(name, where, strict) for name, where in rows]
 
+    def _make_forms(self) -> None:
+        for i, name in enumerate(self._names):
+            below = name.partition("/")[2] or name
+            for form in (name, below, name.rpartition("/")[2]):
+                for other in (form, key_of(form)):
+                    if self._forms.setdefault(other, i) != i:
+                        self._shared[other] = i
+
     def _one(self, name: str, row: str, strict: bool) -> int | None:
-        found = self._others.get(name, set())
-        if len(found) > 1:
-            first, second = (self._names[i] for i in sorted(found)[:2])
+        found = self._forms.get(name)
+        if name in self._shared and found is not None:
+            first, second = self._names[found], self._names[self._shared[name]]
             raise BadInput(f"{row}: {name!r} fits {first} and {second} of {self._where}; give whole paths in all rows")
-        if not found and strict:
+        if found is None and strict:
             raise BadInput(f"{row}: {name!r} is no sample of {self._where}")
-        return next(iter(found), None)
+        return found

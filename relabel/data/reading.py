@@ -12,7 +12,7 @@ from ffcv_fields.cuda import import_cupy
 
 from ..errors import BadInput
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
-from ..processes import Processes
+from ..processes import Processes, hide_progress
 from .beton import column, labels_of, read_header
 from .classes import align
 from .contents import read_contents, read_sample_list
@@ -135,6 +135,8 @@ def classes_of(path: str, num_classes: int) -> tuple[str, ...] | None:
         return None
     if len(contents.classes) > num_classes:
         raise BadInput(f"{path}: has {len(contents.classes):,} classes; model.num_classes is {num_classes}")
+    if len(contents.classes) < num_classes and not hide_progress():
+        print(f"{path}: has {len(contents.classes):,} classes; the network's other outputs are not used")
     return contents.classes
 
 
