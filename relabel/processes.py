@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,14 +197,16 @@ def started_by_torchrun() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def start_one_process_a_gpu(url: str) -> None:
+def start_one_process_a_gpu(url: str, first: Callable[[], object]) -> None:
     """Become torchrun, with this command, on all GPUs of this machine, unless that is done or there is but one.
 
     Args:
         url: `tcp://HOST:PORT` where they meet; empty: a free port of this machine.
+        first: called before, in this process alone.
     """
     if started_by_torchrun() or torch.cuda.device_count() < 2:
         return
+    first()
     where = ["--standalone"]
     if url:
         address = urlparse(url)

@@ -147,7 +147,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
     """
     if not path and not data_path:
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
-    source = f"{data_path}/{split}"
+    source = os.path.join(data_path, split)
     name = path or _place(data_path, f"{split}{'_relabel' if label_map_dir else ''}.beton")
     again = bool(data_path) and Path(name).exists()
     others = differences(name, source, label_map_dir) if again else []
@@ -155,6 +155,8 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
         return name
     if again and path:
         raise BadInput(f"{name}: {'; '.join(others)}. Give another data.{split}_dataset, or delete this file")
+    if not Path(source).is_dir():
+        raise BadInput(f"data.data_path is {data_path}: there is no folder {source} to pack")
     if started_by_torchrun():
         why = "; ".join(others) if again else "no such file"
         raise BadInput(f"{name}: {why}; pack it first with write_datasets.py, or start with one process")
@@ -167,7 +169,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
 def _place(data_path: str, name: str) -> str:
     """Beside the images, or where that cannot be written a place of this name below `runs/packed`."""
     if os.access(data_path, os.W_OK) or not Path(data_path).is_dir():
-        return f"{data_path}/{name}"
+        return os.path.join(data_path, name)
     digest = hashlib.sha256(os.path.realpath(data_path).encode()).hexdigest()[:8]
     folder = Path("runs") / "packed" / f"{Path(data_path).resolve().name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
