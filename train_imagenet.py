@@ -19,6 +19,13 @@ steps.jsonl, curves.png, checkpoint.pt and the one before it; at the end weights
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # until stop_at_once: the libraries take seconds to import
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, lambda *_: (print("stopped while starting, nothing to save", flush=True), os._exit(75)))
+
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -45,6 +52,7 @@ from relabel.official import OFFICIAL
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
 from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
+from relabel.stopping import stop_at_once
 from relabel.training.augment import CutMix, augment, cutmix, rng_of_step
 from relabel.training.environment import Compute, Logging, Util, Validation
 from relabel.training.monitor import Monitor, summary
@@ -153,7 +161,7 @@ def main(settings: Settings) -> None:
     monitor = Monitor(run, folder, loader, processes, plan, settings.util.print_freq, logging.checkpoint_minutes)
     with folder.begin(saved) if processes.first else nullcontext():
         if saved:
-            run.restore(saved)
+            monitor.restore(saved)
         targets = f"label maps, pairing {reading.pairing}" if settings.data.relabel.use else "single labels"
         say(
             f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
@@ -280,6 +288,7 @@ def train_step(settings: Settings, run: Run, batches: Iterator[Batch]) -> None:
 
 def run() -> NoReturn:
     """The command line."""
+    stop_at_once()
     run_command(partial(main, load_settings(Settings, __doc__, OFFICIAL)))
 
 

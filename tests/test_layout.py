@@ -14,7 +14,7 @@ LEVELS = [
     ["ffcv_fields"],
     ["relabel", "relabel.errors", "relabel.files", "relabel.locks", "relabel.dialects", "relabel.settings",
      "relabel.official", "relabel.processes", "relabel.precision", "relabel.normalization", "relabel.checkpoints",
-     "relabel.models", "relabel.commands"],
+     "relabel.models", "relabel.stopping", "relabel.commands"],
     ["relabel.data"],
     ["relabel.label_maps", "relabel.training", "relabel.evaluation"],
     [*COMMANDS, "scenes"],

@@ -321,12 +321,16 @@ def _summary(path: Path, packed: Packed, fields: dict[str, Any], num_classes: in
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM ends the process through the `finally` clauses, so that nothing half-written stays."""
+    """SIGTERM ends the process through the `finally` clauses, so that nothing half-written stays.
+
+    A command that handles it itself does so in its own way (`relabel.stopping`).
+    """
 
     def exit(number, frame):
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
+    ours = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    if ours or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, exit)
