@@ -133,7 +133,7 @@ def main(settings: Settings) -> None:
     compute, logging, optim = settings.compute, settings.logging, settings.optim
     if compute.distributed.use and compute.gpu < 0:
         start_one_process_a_gpu(compute.distributed.url, first=partial(packed, settings))
-    processes = join(compute.gpu, compute.distributed.backend)
+    processes = join(compute.gpu, compute.distributed.backend, compute.distributed.timeout)
     say = print if processes.first else (lambda _: None)
     use_all_cores(processes.local_size)
     torch.backends.cudnn.benchmark = True
