@@ -29,7 +29,7 @@ import yaml
 
 from relabel.commands import call, run_command
 from relabel.settings import ROOT
-from relabel.training.monitor import STOPPED
+from relabel.stopping import STOPPED
 
 CONFIGS = ROOT / "rn50_configs"
 # A column's set and measure in evaluation.json. The paper does not say which of ImageNetV2's variants it used; only on

@@ -19,6 +19,13 @@ steps.jsonl, curves.png, checkpoint.pt and the one before it; at the end weights
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # until stop_at_once: the libraries take seconds to import
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, lambda *_: (print("stopped while starting, nothing to save", flush=True), os._exit(75)))
+
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -36,16 +43,17 @@ from relabel.data.classes import network_classes
 from relabel.data.cleaning import cleaned_labels
 from relabel.data.loader import Batch, Loader
 from relabel.data.packing import packed_once
-from relabel.data.reading import Reading, classes_of, training_loader, validation_loader
+from relabel.data.reading import Reading, check_batch, classes_of, training_loader, validation_loader
 from relabel.data.verification import verify
-from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
 from relabel.models import Model, build_model, check_input, load_weights, start_from
+from relabel.official import OFFICIAL
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
-from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
-from relabel.training.augment import augment, cutmix, rng_of_step
+from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
+from relabel.stopping import stop_at_once
+from relabel.training.augment import CutMix, augment, cutmix, rng_of_step
 from relabel.training.environment import Compute, Logging, Util, Validation
 from relabel.training.monitor import Monitor, summary
 from relabel.training.optim import (
@@ -60,28 +68,9 @@ from relabel.training.optim import (
 )
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
-from relabel.training.targets import soft_targets
+from relabel.training.targets import Relabel, soft_targets
 
 # --- settings -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relabel:
-    use: bool = setting(Flag(), "targets pooled from label maps; else single labels", True)
-    localized: bool = setting(Flag(), "pool over the crop; else over the full image", True)
-    multi: bool = setting(Flag(), "soft targets; else the best class of each alone", True)
-    temperature: float = setting(Number(1e-3), "scores are divided by it before the softmax", 1.0)
-    pairing: str = setting(
-        Choice("image", "official"), "region to pool. image: the crop's; official: the official code's", "image"
-    )
-    path: str = setting(str, "folder of label maps, to pack from", "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutMix:
-    prob: float = setting(Number(0, 1), "fraction of batches with CutMix", 0.0)
-    beta: float = setting(Number(0), "parameter of its Beta distribution", 0.0)
-    off_epoch: int = setting(Number(0, whole=True), "last epochs without CutMix", 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +132,15 @@ def main(settings: Settings) -> None:
     """Set everything up in the order of its use, then train, or only evaluate."""
     compute, logging, optim = settings.compute, settings.logging, settings.optim
     if compute.distributed.use and compute.gpu < 0:
-        start_one_process_a_gpu(compute.distributed.url)
-    processes = join(compute.gpu, compute.distributed.backend)
+        start_one_process_a_gpu(compute.distributed.url, first=partial(packed, settings))
+    processes = join(compute.gpu, compute.distributed.backend, compute.distributed.timeout)
     say = print if processes.first else (lambda _: None)
     use_all_cores(processes.local_size)
     torch.backends.cudnn.benchmark = True
     precision = precision_of(compute.precision, processes.device)
 
-    path, classes = training_data(settings)
+    train_path, val_path = packed(settings)
+    classes = classes_of_network(settings, train_path)
     folder = RunFolder(logging.folder, as_dict(settings), logging.tensorboard, classes)
     saved = folder.load(processes.device, logging.resume == "auto", optim.start_epoch)
     seed = folder.settings["compute.seed"] = processes.agree(seed_of(compute.seed, saved))
@@ -158,12 +148,12 @@ def main(settings: Settings) -> None:
     torch.manual_seed(seed)
     network = make_network(settings, processes)
     reading = make_reading(settings, processes, classes)
-    validate = make_validate(settings, reading, precision)
+    validate = make_validate(settings, reading, val_path, precision)
     if settings.util.test_only:
         if said := load_weights(network, settings.util.test_weight_file):
             say(f"{settings.util.test_weight_file}: {said}")
         return say(summary(validate(network)))
-    loader = make_train_loader(settings, reading, path)
+    loader = make_train_loader(settings, reading, train_path)
     if settings.model.weights and not saved:
         say(start_from(network, settings.model.weights, classes))
     run = make_run(settings, network, processes, precision)
@@ -171,7 +161,7 @@ def main(settings: Settings) -> None:
     monitor = Monitor(run, folder, loader, processes, plan, settings.util.print_freq, logging.checkpoint_minutes)
     with folder.begin(saved) if processes.first else nullcontext():
         if saved:
-            run.restore(saved)
+            monitor.restore(saved)
         targets = f"label maps, pairing {reading.pairing}" if settings.data.relabel.use else "single labels"
         say(
             f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
@@ -186,15 +176,22 @@ def main(settings: Settings) -> None:
         monitor.end_run()
 
 
-def training_data(settings: Settings) -> tuple[str, tuple[str, ...] | None]:
-    """The training `.beton`, packed if need be, and the network's classes; to evaluate only, the checkpoint's."""
-    data, util, num_classes = settings.data, settings.util, settings.model.num_classes
+def packed(settings: Settings) -> tuple[str, str]:
+    """The `.beton` to train on and to validate on, packed if need be; to evaluate only, the latter alone."""
+    data, relabel, train = settings.data, settings.data.relabel, ""
+    if not settings.util.test_only:
+        train = packed_once("train", data.train_dataset, data.data_path, relabel.path if relabel.use else "")
+    return train, packed_once("val", data.val_dataset, data.data_path)
+
+
+def classes_of_network(settings: Settings, train_path: str) -> tuple[str, ...] | None:
+    """The training data's, which is checked first if asked for; to evaluate only, the checkpoint's."""
+    util, num_classes = settings.util, settings.model.num_classes
     if util.test_only:
-        return "", network_classes(saved_classes(util.test_weight_file), num_classes)
-    path = packed_once("train", data.train_dataset, data.data_path, data.relabel.path if data.relabel.use else "")
-    if data.verify:
-        verify(path)
-    return path, classes_of(path, num_classes)
+        return network_classes(saved_classes(util.test_weight_file), num_classes)
+    if settings.data.verify:
+        verify(train_path)
+    return classes_of(train_path, num_classes)
 
 
 def make_network(settings: Settings, processes: Processes) -> Module:
@@ -225,15 +222,13 @@ def make_train_loader(settings: Settings, reading: Reading, path: str) -> Loader
         CropSampler(settings.compute.seed, scale=(data.rrc_minimum, 1.0)), size, label_maps=data.relabel.use,
         normalize=not (data.color_jitter or data.lighting), labels=labels,
     )  # fmt: skip
-    if len(loader) < optim.accumulate:
-        raise BadInput(f"{path}: fewer samples than optim.batch_size={optim.batch_size}")
-    return loader
+    return check_batch(loader, optim.batch_size, optim.accumulate)
 
 
-def make_validate(settings: Settings, reading: Reading, precision: Precision) -> Callable[[Module], dict[str, float]]:
+def make_validate(settings: Settings, reading: Reading, path: str, precision: Precision) -> Callable[[Module], dict]:
     data, validation, size = settings.data, settings.validation, settings.validation.resolution
-    path, file = packed_once("val", data.val_dataset, data.data_path), validation.multilabel_file
     loader = validation_loader(path, reading, validation.batch_size, size or data.image_size, data.crop_ratio)
+    file = validation.multilabel_file
     right = read_multilabels(file, loader.identity, settings.model.num_classes) if file else None
     return partial(evaluate, loader=loader, precision=precision, flip_average=validation.lr_tta, multilabels=right)
 
@@ -293,7 +288,8 @@ def train_step(settings: Settings, run: Run, batches: Iterator[Batch]) -> None:
 
 def run() -> NoReturn:
     """The command line."""
-    run_command(partial(main, load_settings(Settings, __doc__, OFFICIAL_NAMES)))
+    stop_at_once()
+    run_command(partial(main, load_settings(Settings, __doc__, OFFICIAL)))
 
 
 if __name__ == "__main__":

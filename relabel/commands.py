@@ -30,7 +30,8 @@ def run_command(main: Callable[[], int | None], interrupted: str = "interrupted"
         abandon("", int(end.code or 0))
     except Exception as error:
         if lost_another(error):
-            abandon(f"{name}: another process has ended; its message says why ({str(error).splitlines()[0]})")
+            why = str(error).splitlines()[0]
+            abandon(f"{name}: another process has ended, as its message says, or cannot be reached ({why})")
         abandon(traceback.format_exc().rstrip())
     leave()
     sys.exit(code)

@@ -3,8 +3,10 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlparse
@@ -102,12 +104,13 @@ class Processes:
         return model.no_sync() if self.world_size > 1 and not last else nullcontext()
 
 
-def join(gpu: int, backend: str) -> Processes:
+def join(gpu: int, backend: str, timeout: int = 600) -> Processes:
     """Join the processes that torchrun started, if it did.
 
     Args:
         gpu: index of the GPU to use; -1: this process's local rank.
         backend: "nccl" or "gloo"; without a GPU always gloo.
+        timeout: seconds after which a process that waits for another one fails.
 
     Raises:
         BadInput: there is no such GPU, or one that torch cannot use.
@@ -130,7 +133,9 @@ def join(gpu: int, backend: str) -> Processes:
             raise BadInput(f"compute.gpu is {gpu}; no GPU can be used here")
     if world_size > 1:
         dist.init_process_group(
-            backend if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+            backend if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout),
+            device_id=device if device.type == "cuda" else None,
         )
     return Processes(rank, world_size, local_rank, local_size, device)
 
@@ -161,9 +166,9 @@ def leave() -> None:
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether an error only says that another process has left."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or "closed by peer" in text or "reset by peer" in text
+    """Whether an error only says that another process has left, or cannot be reached."""
+    signs = ("closed by peer", "reset by peer", "Timed out waiting")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def abandon(message: str, code: int = 1) -> NoReturn:
@@ -196,14 +201,16 @@ def started_by_torchrun() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def start_one_process_a_gpu(url: str) -> None:
+def start_one_process_a_gpu(url: str, first: Callable[[], object]) -> None:
     """Become torchrun, with this command, on all GPUs of this machine, unless that is done or there is but one.
 
     Args:
         url: `tcp://HOST:PORT` where they meet; empty: a free port of this machine.
+        first: called before, in this process alone.
     """
     if started_by_torchrun() or torch.cuda.device_count() < 2:
         return
+    first()
     where = ["--standalone"]
     if url:
         address = urlparse(url)

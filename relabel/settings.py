@@ -14,6 +14,7 @@ import difflib
 import inspect
 import io
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from fastargs.config import Config
 from fastargs.dict_utils import expand_keys, fix_dict
 from fastargs.exceptions import MissingValueError, ValidationError
 from fastargs.validation import Checker
+
+from .dialects import Dialect
+from .errors import BadInput
 
 ROOT = Path(__file__).parent.parent  # of the commands and of `rn50_configs`, in a checkout as when installed
 S = TypeVar("S")
@@ -51,7 +55,9 @@ def group(settings: type[S]) -> S:
 class Flag(Checker):
     """A boolean that also understands the words of a command line."""
 
-    WORDS: ClassVar = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    WORDS: ClassVar = dict.fromkeys(("true", "t", "yes", "y", "1"), True) | dict.fromkeys(
+        ("false", "f", "no", "n", "0"), False
+    )
 
     def check(self, value: Any) -> bool:
         return self.WORDS[str(value).lower()]
@@ -84,40 +90,26 @@ class Number(Checker):
 
 
 class Choice(Checker):
-    """One of some words."""
+    """One of some words, in any case."""
 
     def __init__(self, *words: str) -> None:
         self.words = words
 
     def check(self, value: Any) -> str:
-        if value not in self.words:
-            raise ValueError(value)
-        return value
+        return {word.lower(): word for word in self.words}[str(value).lower()]
 
     def help(self) -> str:
         return " | ".join(self.words)
 
 
-# Names of the official project's base.yaml that have another name here, and --resume.
-OFFICIAL_NAMES = {
-    "resume": ("logging.resume", None),
-    "data.dataset": (None, {"imagenet": ""}),
-    "compute.num_workers": ("data.num_workers", None),
-    "compute.opt_level": ("compute.precision", {"O0": "fp32", "O1": "auto", "O2": "auto"}),
-    "compute.distributed.num_processes_per_node": (None, {"1": ""}),  # there a factor on the number of GPUs
-    "util.val_batch_size": ("validation.batch_size", None),
-}
-Translations = dict[str, tuple[str | None, dict[str, str] | None]]
-
-
-def load_settings(kind: type[S], description: str, translations: Translations | None = None) -> S:
+def load_settings(kind: type[S], description: str, dialect: Dialect | None = None) -> S:
     """Read `--config-file` YAMLs, in order, then the command line, into a command's settings.
 
     Args:
         kind: a dataclass of `group`s, one a section; a section's docstring describes it.
         description: the head of `--help`; the table of all settings follows it.
-        translations: other names that are understood: name -> (ours, None for one that is accepted and changes
-            nothing; and what its values are called here, None where they are the same).
+        dialect: how another project writes them, which is understood too. A file given by its own option,
+            `--config-file-path`, that holds no other names is that project's, and has its `base` under it.
 
     Raises:
         SystemExit: code 2 with one message that names an unknown key (and the nearest known one), an unreadable
@@ -126,30 +118,37 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
     for stream in (sys.stdout, sys.stderr):  # file names that are not UTF-8 are shown, not an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    translations = translations or {}
+    dialect = dialect or Dialect({})
     config = _config_of(kind)
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=_table(config, translations),
+        epilog=_table(config, dialect),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
         "-C",
         "--config-file",
-        "--config-file-path",
         action="append",
         default=[],
+        type=lambda file: (file, False),
         help="YAML file of settings, one of yours or of rn50_configs/; repeatable, later ones override earlier ones; "
         "a file's key `base: FILE.yaml`, relative to itself, names another whose settings it overrides",
     )
+    parser.add_argument(
+        "--config-file-path",
+        "--config_file_path",
+        action="append",
+        dest="config_file",
+        type=lambda file: (file, True),
+        help="the same"
+        + "; a file of the official project, which has the values of its base.yaml under it" * bool(dialect.base),
+    )
     arguments, rest = parser.parse_known_args()
-    known = {".".join(path) for path in config.entries} | set(translations)
-    for file in arguments.config_file:
-        own = ROOT / file  # e.g. rn50_configs/relabel_rn50.yaml, from wherever the command is called
-        path = own if own.exists() and not Path(file).exists() else Path(file)
-        config.collect(_read_yaml(path, known, translations))
-    config.collect(_translated(_read_command_line(rest, known), translations))
+    try:
+        config.collect(_given(arguments.config_file, rest, config, dialect))
+    except BadInput as error:
+        _stop(str(error))
     for path, entry in config.entries.items():
         name = ".".join(path)
         try:
@@ -159,6 +158,30 @@ def load_settings(kind: type[S], description: str, translations: Translations | 
         except ValidationError:
             _stop(f"--{name} is {config.content.get(path)!r}; must be {entry.checker.help()} ({entry.desc})")
     return _resolve(kind, config)
+
+
+def _given(files: list[tuple[str, bool]], words: list[str], config: Config, dialect: Dialect) -> dict[str, Any]:
+    """The values of the files, (path, whether by the dialect's option), and of the command line, under our names."""
+    known = {".".join(path) for path in config.entries} | set(dialect.names)
+    given: dict[str, Any] = {}
+    official = []
+    for file, by_its_option in files:
+        own = ROOT / file  # e.g. rn50_configs/relabel_rn50.yaml, from wherever the command is called
+        path = own if own.exists() and not Path(file).exists() else Path(file)
+        values, keys = _read_yaml(path, known, dialect)
+        given |= values
+        foreign = sorted(keys - dialect.base.keys() - dialect.more)
+        if by_its_option and dialect.base and not foreign:
+            official.append(str(path))
+        elif by_its_option and dialect.base:
+            _say(f"{path}: read as this project's own, not the official one's, which has no {foreign[0]}")
+    flags = {".".join(path) for path, entry in config.entries.items() if isinstance(entry.checker, Flag)}
+    given |= dialect.translated(_read_command_line(words, known, flags))
+    if official:
+        base = dialect.base_under(given)
+        _say(f"{', '.join(official)}: of the official project; from its base.yaml come {_new(base, config)}")
+        given = base | given
+    return given
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
@@ -193,6 +216,18 @@ def _resolve(kind: Any, config: Config, prefix: tuple = ()) -> Any:
     return kind(**values)
 
 
+def _say(line: str) -> None:
+    """Print a line, once where several processes were started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def _new(values: dict[str, Any], config: Config) -> str:
+    """Those of `values` that are not the defaults here, in words."""
+    entries = {".".join(path): entry for path, entry in config.entries.items()}
+    return ", ".join(f"{n}={v}" for n, v in values.items() if entries[n].default != v) or "no other values"
+
+
 def _stop(message: str) -> NoReturn:
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -206,25 +241,13 @@ def _check_known(key: str, known: set[str], where: str) -> None:
     _stop(f"unknown setting {key} in {where}{hint}")
 
 
-def _translated(values: dict[str, Any], translations: Translations) -> dict[str, Any]:
-    """`values` under our names; a setting's own name takes precedence over a translated one."""
-    result = {}
-    for key, value in values.items():
-        if key in translations:
-            name, words = translations[key]
-            if words is not None and str(value) not in words:
-                _stop(f"--{key} is {value!r}; must be one of {', '.join(words)}")
-            if name is not None and name not in values:
-                result[name] = value if words is None else words[str(value)]
-        else:
-            result[key] = value
-    return result
-
-
 def _read_yaml(
-    file: Path, known: set[str], translations: Translations, children: tuple[Path, ...] = ()
-) -> dict[str, Any]:
-    """A YAML file's settings, under our names, over those of its `base`; `children` are the files it is a base of."""
+    file: Path, known: set[str], dialect: Dialect, children: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], set[str]]:
+    """A YAML file's settings, under our names, over those of its `base`; and the keys that stand in it.
+
+    `children` are the files it is a base of.
+    """
     if file.resolve() in [child.resolve() for child in children]:
         _stop(f"config file {file} is its own base: {' -> '.join(map(str, (*children, file)))}")
     origin = f" (the base of {children[-1]})" if children else ""
@@ -235,15 +258,16 @@ def _read_yaml(
     if not isinstance(content, dict):
         _stop(f"config file {file}{origin} must hold sections of settings, found {type(content).__name__}")
     inherited: dict[str, Any] = {}
-    if "base" in content:
+    own = {"base"} & content.keys()
+    if own:
         base = content.pop("base")
         if not isinstance(base, str) or not base:
             _stop(f"config file {file}: base is {base!r}; must be the path of a YAML file, relative to this one")
-        inherited = _read_yaml(file.parent / base, known, translations, (*children, file))
+        inherited, _ = _read_yaml(file.parent / base, known, dialect, (*children, file))
     values = _flat(fix_dict(expand_keys(content)))
     for key in values:
         _check_known(key, known, str(file))
-    return inherited | _translated(values, translations)
+    return inherited | dialect.translated(values), own | values.keys()
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -253,7 +277,8 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _read_command_line(words: list[str], known: set[str]) -> dict[str, str]:
+def _read_command_line(words: list[str], known: set[str], flags: set[str]) -> dict[str, str]:
+    """`--name=value` and `--name value`; one of `flags` alone is true."""
     values, words = {}, list(words)
     while words:
         word = words.pop(0)
@@ -262,14 +287,17 @@ def _read_command_line(words: list[str], known: set[str]) -> dict[str, str]:
         key, equals, value = word[2:].partition("=")
         _check_known(key, known, "the command line")
         if not equals:
-            if not words or words[0].startswith("--"):
+            if words and not words[0].startswith("--"):
+                value = words.pop(0)
+            elif key in flags:
+                value = "true"
+            else:
                 _stop(f"--{key} needs a value: --{key}=VALUE")
-            value = words.pop(0)
         values[key] = value
     return values
 
 
-def _table(config: Config, translations: Translations) -> str:
+def _table(config: Config, dialect: Dialect) -> str:
     lines = ["settings (--name=value, or in a YAML file):"]
     for section, paths in config.sections_to_entries.items():
         lines.append(f"\n{'.'.join(section)}: {config.sections[section].desc}")
@@ -277,9 +305,10 @@ def _table(config: Config, translations: Translations) -> str:
             entry = config.entries[path]
             default = "required" if entry.required else f"default {entry.default!r}"
             lines.append(f"  --{'.'.join(path):32s} {entry.desc} [{entry.checker.help()}; {default}]")
-    if translations:
+    if dialect.names:
         lines.append("\nother names that are understood, the official project's among them:")
-    for name, (ours, words) in translations.items():
-        values = f" [{', '.join(words)}]" if words else ""
-        lines.append(f"  --{name:32s} {f'--{ours}' if ours else 'accepted; changes nothing'}{values}")
+    for name, other in dialect.names.items():
+        values = f" [{', '.join(other.words)}]" if other.words else ""
+        ours = f"--{other.ours}" if other.ours else "accepted; changes nothing"
+        lines.append(f"  --{name:32s} {ours}{values}")
     return "\n".join(lines)

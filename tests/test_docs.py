@@ -54,7 +54,7 @@ def options(command):
         return found | {"help"}
     result = run(f"{command}.py", "--help")
     assert result.returncode == 0, result.stderr
-    return set(re.findall(r"^  --([\w.]+) ", result.stdout, re.MULTILINE)) | {"config-file", "help"}
+    return set(re.findall(r"^  --([\w.]+) ", result.stdout, re.MULTILINE)) | {"config-file", "config-file-path", "help"}
 
 
 @cache

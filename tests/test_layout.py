@@ -12,8 +12,9 @@ SOURCES = [file for file in FILES if "tests" not in file.parts]
 # From the lowest up: a file imports from its own level or from below.
 LEVELS = [
     ["ffcv_fields"],
-    ["relabel", "relabel.errors", "relabel.files", "relabel.locks", "relabel.settings", "relabel.processes",
-     "relabel.precision", "relabel.normalization", "relabel.checkpoints", "relabel.models", "relabel.commands"],
+    ["relabel", "relabel.errors", "relabel.files", "relabel.locks", "relabel.dialects", "relabel.settings",
+     "relabel.official", "relabel.processes", "relabel.precision", "relabel.normalization", "relabel.checkpoints",
+     "relabel.models", "relabel.stopping", "relabel.commands"],
     ["relabel.data"],
     ["relabel.label_maps", "relabel.training", "relabel.evaluation"],
     [*COMMANDS, "scenes"],

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from faults import training_rounds
 from test_train import log_of, weights
 
 from relabel.errors import BadInput
-from relabel.training.monitor import STOPPED
+from relabel.stopping import STOPPED
 from relabel.training.run_folder import RunFolder
 
 EPOCHS, STEPS = 3, 12
@@ -115,6 +116,66 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(arguments, uninterrupted, 
     assert "Traceback" not in result.stderr
     assert run(*command).returncode == 0
     same_in_the_end(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_libraries_are_imported_has_the_same_exit_code(tmp_path, number):
+    command = [sys.executable, str(ROOT / "train_imagenet.py"), f"--logging.folder={tmp_path}/run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "/libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == STOPPED and "stopped while starting, nothing to save" in out and not err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_leaves_nothing_half_written(tmp_path, number):
+    """While it packs, or soon after: the same exit code, the `.beton` complete or absent; again, and it trains."""
+    write_images(tmp_path / "train", 96)
+    write_images(tmp_path / "val", 16)
+    arguments = ["train_imagenet.py", f"--config-file={ROOT}/rn50_configs/demo.yaml", "--model.arch=mobilenet_v3_small",
+                 f"--data.data_path={tmp_path}", "--data.relabel.use=False", "--data.image_size=32",
+                 "--optim.batch_size=48", "--optim.epochs=1", f"--logging.folder={tmp_path}/run"]  # fmt: skip
+    process = Command(*arguments)
+    while process.poll() is None and not (tmp_path / "train.beton.part").exists():
+        time.sleep(0.001)
+    process.send_signal(number)
+    result = process.wait()
+    assert result.returncode == STOPPED and "Traceback" not in result.stderr
+    assert "stopped while starting, nothing to save; the same command starts again" in result.stdout
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "run").exists()
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+
+
+def test_data_that_were_packed_again_are_seen_at_the_start(tmp_path):
+    """Within an epoch another number of samples is refused; at its start it is said."""
+    arguments = [*training_arguments(tmp_path), f"--logging.folder={tmp_path}/run", "--optim.epochs=1"]
+    process = Command(*arguments)
+    wait_for_steps(tmp_path / "run", 2, process)
+    process.kill()
+    process.wait()
+    state = weights(tmp_path / "run")
+    assert 0 < state["step"] < STEPS and state["data"]["samples"] == 96
+    packing = ["write_datasets.py", f"--cfg.data_dir={tmp_path}/images", f"--cfg.write_path={tmp_path}/train.beton",
+               f"--cfg.label_map_dir={tmp_path}/maps", "--cfg.axis_order=yx", "--cfg.overwrite=yes"]  # fmt: skip
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    for count, steps in ((95, 11), (98, 12)):  # with fewer steps, and with as many
+        if count > 96:
+            write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", count))
+        assert run(*packing, f"--cfg.subset={count}").returncode == 0
+        refused = run(*arguments)
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert f"is at step {state['step']} of 12 of an epoch of 96 samples" in refused.stderr
+        assert f"train.beton is packed otherwise now, {count} samples, {steps} steps" in refused.stderr
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert run(*packing, "--cfg.subset=96", "--cfg.jpeg_quality=80").returncode == 0
+    resumed = run(*arguments)
+    assert resumed.returncode == 0 and "not the file of the checkpoint; 96 samples then, 96 now" in resumed.stdout
+    assert run(*packing).returncode == 0
+    resumed = run(*arguments, "--optim.epochs=2")
+    assert resumed.returncode == 0 and "not the file of the checkpoint; 96 samples then, 98 now" in resumed.stdout
 
 
 def test_a_truncated_checkpoint_is_seen_and_the_one_before_used(arguments, uninterrupted, tmp_path):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 import train_imagenet
-from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
+from relabel.official import OFFICIAL
+from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,12 @@ class Settings:
 def load(tmp_path, monkeypatch):
     """The settings that a command resolves from its arguments and, with `yaml`, from a config file c.yaml."""
 
-    def load(*arguments, yaml=None, kind=Settings, translations=None):
+    def load(*arguments, yaml=None, kind=Settings, dialect=None):
         if yaml is not None:
             (tmp_path / "c.yaml").write_text(yaml)
             arguments = ("--config-file", str(tmp_path / "c.yaml"), *arguments)
         monkeypatch.setattr("sys.argv", ["command.py", *arguments])
-        return load_settings(kind, "What it is.", translations)
+        return load_settings(kind, "What it is.", dialect)
 
     return load
 
@@ -51,6 +52,10 @@ def test_the_command_line_goes_over_yaml_goes_over_defaults(load):
     settings = load("--optim.lr.init", "2.e-3", yaml="optim: {epochs: 7, lr: {init: 1}}\ndata:\n  use: False\n")
     assert settings == Settings(optim=Optim(lr=Lr(init=0.002), epochs=7), data=Data(use=False, mode="a"))
     assert as_dict(settings) == {"optim.lr.init": 0.002, "optim.epochs": 7, "data.use": False, "data.mode": "a"}
+
+
+def test_words_in_any_case_and_a_flag_alone(load):
+    assert load("--data.use", "--data.mode=B", "--optim.epochs=1", yaml="data.use: f").data == Data(use=True, mode="b")
 
 
 def test_a_file_goes_over_its_base_which_is_found_beside_it(tmp_path, load):
@@ -64,7 +69,7 @@ def test_a_file_goes_over_its_base_which_is_found_beside_it(tmp_path, load):
 def test_the_official_name_of_a_setting_goes_over_our_name_of_it_in_the_base(tmp_path, load):
     (tmp_path / "base.yaml").write_text("data: {num_workers: 3}\nvalidation: {batch_size: 4}")
     own = "base: base.yaml\ncompute: {num_workers: 5}"
-    settings = load(yaml=own, kind=train_imagenet.Settings, translations=OFFICIAL_NAMES)
+    settings = load(yaml=own, kind=train_imagenet.Settings, dialect=OFFICIAL)
     assert settings.data.num_workers == 5 and settings.validation.batch_size == 4
 
 
@@ -79,6 +84,7 @@ def test_the_official_name_of_a_setting_goes_over_our_name_of_it_in_the_base(tmp
         (["--optim.epochs=3", "--data.mode=c"], None, "a | b"),
         (["--optim.epochs=3", "--data.use=maybe"], None, "True or False"),
         (["--optim.epochs"], None, "--optim.epochs needs a value"),
+        (["--optim.epochs=3", "--data.mode"], None, "--data.mode needs a value"),
         (["train"], None, "did not expect 'train'"),
         ([], "- a\n- b", "must hold sections"),
         ([], "a: [", "cannot read config file"),

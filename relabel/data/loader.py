@@ -4,6 +4,7 @@ Stock FFCV counts epochs itself, leaves the consumer waiting forever when its th
 of an epoch that was left early.
 """
 
+import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from queue import Full
@@ -118,6 +119,11 @@ class Loader(FFCVLoader):
         metadata.setflags(write=True)
         column(self.reader, "label")[:] = labels
         metadata.setflags(write=False)
+
+    def data(self) -> dict[str, Any]:
+        """What the samples of an epoch and their order depend on: how many, the file's metadata, `order`; its path."""
+        crc = zlib.crc32(self.header.metadata.view(np.uint8))
+        return {"samples": len(self.samples), "metadata_crc": crc, "order": self.order, "path": self.header.file_name}
 
     def set_image_size(self, size: int) -> None:
         """The side in pixels of the next epochs' images; nothing is compiled again."""

@@ -147,7 +147,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
     """
     if not path and not data_path:
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
-    source = f"{data_path}/{split}"
+    source = os.path.join(data_path, split)
     name = path or _place(data_path, f"{split}{'_relabel' if label_map_dir else ''}.beton")
     again = bool(data_path) and Path(name).exists()
     others = differences(name, source, label_map_dir) if again else []
@@ -155,6 +155,8 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
         return name
     if again and path:
         raise BadInput(f"{name}: {'; '.join(others)}. Give another data.{split}_dataset, or delete this file")
+    if not Path(source).is_dir():
+        raise BadInput(f"data.data_path is {data_path}: there is no folder {source} to pack")
     if started_by_torchrun():
         why = "; ".join(others) if again else "no such file"
         raise BadInput(f"{name}: {why}; pack it first with write_datasets.py, or start with one process")
@@ -167,7 +169,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
 def _place(data_path: str, name: str) -> str:
     """Beside the images, or where that cannot be written a place of this name below `runs/packed`."""
     if os.access(data_path, os.W_OK) or not Path(data_path).is_dir():
-        return f"{data_path}/{name}"
+        return os.path.join(data_path, name)
     digest = hashlib.sha256(os.path.realpath(data_path).encode()).hexdigest()[:8]
     folder = Path("runs") / "packed" / f"{Path(data_path).resolve().name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -319,12 +321,16 @@ def _summary(path: Path, packed: Packed, fields: dict[str, Any], num_classes: in
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM ends the process through the `finally` clauses, so that nothing half-written stays."""
+    """SIGTERM ends the process through the `finally` clauses, so that nothing half-written stays.
+
+    A command that handles it itself does so in its own way (`relabel.stopping`).
+    """
 
     def exit(number, frame):
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
+    ours = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    if ours or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, exit)

@@ -104,6 +104,22 @@ def training_loader(
     return loader
 
 
+def check_batch(loader: Loader, batch_size: int, accumulate: int) -> Loader:
+    """A training loader that has samples for one batch of `batch_size` over all processes.
+
+    Raises:
+        BadInput: it has not; names the greatest batch that it has samples for.
+    """
+    if len(loader) >= accumulate:
+        return loader
+    count, parts = len(loader.samples), loader.world_size * accumulate
+    works = f"{count // parts * parts} is the most" if count >= parts else "start fewer processes"
+    raise BadInput(
+        f"{loader.header.file_name}: its {count:,} samples are fewer than optim.batch_size={batch_size}, of which only "
+        f"whole batches are trained on; {works}"
+    )
+
+
 def validation_loader(path: str, reading: Reading, batch_size: int, image_size: int, crop_ratio: float) -> Loader:
     """Center crops in the file's order, each sample once over all processes; arguments as in `training_loader`.
 

@@ -9,6 +9,7 @@ from ..settings import Choice, Flag, Number, group, setting
 class Distributed:
     use: bool = setting(Flag(), "start a process on every GPU here, as torchrun does", False)
     url: str = setting(str, "tcp://HOST:PORT where these meet; empty: a free port", "")
+    timeout: int = setting(Number(1, whole=True), "seconds to wait for another process before giving up", 600)
     backend: str = setting(Choice("nccl", "gloo"), "between GPUs; CPUs always use gloo", "nccl")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import signal
 import sys
 import time
 from collections.abc import Generator
@@ -16,27 +15,12 @@ from tqdm import tqdm
 from ..data.loader import Batch, Loader
 from ..errors import BadInput
 from ..processes import Processes, all_reduce_sum, barrier, hide_progress, leave
+from ..stopping import STOPPED, StopSignals
 from .curves import draw_curves
 from .export import WEIGHTS, export_weights
 from .optim import optimizer_bytes
 from .run import Plan, Run
 from .run_folder import RunFolder, bytes_of, read_log
-
-STOPPED = 75  # exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
-
-
-class StopSignals:
-    """Catches SIGTERM and SIGINT: `asked` turns true, and the loop saves and exits. A second SIGINT exits now."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._catch)
-
-    def _catch(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class Monitor:
@@ -63,11 +47,22 @@ class Monitor:
     ) -> None:
         self.run, self.folder, self.loader, self.processes, self.plan = run, folder, loader, processes, plan
         self.print_freq, self.minutes, self.stop = print_freq, checkpoint_minutes, StopSignals()
-        self._saved = time.monotonic()
+        self._saved, self._data = time.monotonic(), loader.data()
         if processes.first:
             weights = bytes_of(run.network.state_dict())
             averages = weights if run.ema else 0
             print(folder.room(weights + averages + optimizer_bytes(run.optimizer), weights), flush=True)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Resume from the checkpoint `saved`; a line says where the data have changed since.
+
+        Raises:
+            BadInput: the rest of its epoch would be of other samples.
+        """
+        line = self.folder.check_data(saved, self._data, self.plan.steps)
+        if line and self.processes.first:
+            print(line, flush=True)
+        self.run.restore(saved)
 
     def begin_epoch(self) -> None:
         """Before the first step, of an epoch or of what is left of it."""
@@ -193,7 +188,7 @@ class Monitor:
 
     def _save(self) -> None:
         try:
-            self.folder.save(self.run.state())
+            self.folder.save(self.run.state() | {"data": self._data})
         except BadInput as error:
             raise BadInput(f"{error}; once there is room, --resume=auto resumes") from None
         self._saved = time.monotonic()

@@ -110,6 +110,32 @@ class RunFolder:
             f"{after!r}; use the .beton of that run, or another logging.folder"
         )
 
+    def check_data(self, saved: dict[str, Any], now: dict[str, Any], steps: int) -> str:
+        """Whether a checkpoint's epoch can go on with the training data of now; a line where they have changed.
+
+        Args:
+            saved: the checkpoint.
+            now: `Loader.data()`.
+            steps: of an epoch, now.
+
+        Raises:
+            BadInput: it is within an epoch, whose order of samples is another now.
+        """
+        was = saved.get("data") or {}
+        changed = [name for name in was if was[name] != now[name]]
+        before = steps if saved["losses"] is None else len(saved["losses"])
+        again = before != steps or "samples" in changed or ("metadata_crc" in changed and now["order"] != "random")
+        if saved["step"] and again:
+            count = f" of {was['samples']:,} samples" if was else ""
+            raise BadInput(
+                f"{self.path}: is at step {saved['step']} of {before} of an epoch{count}; {now['path']} is packed "
+                f"otherwise now, {now['samples']:,} samples, {steps} steps. Use the .beton of that run; or begin "
+                f"another logging.folder, from its weights with --model.weights={self.path / CHECKPOINTS[0]}"
+            )
+        if not {"samples", "metadata_crc"} & set(changed):
+            return ""
+        return f"{now['path']}: not the file of the checkpoint; {was['samples']:,} samples then, {now['samples']:,} now"
+
     @contextmanager
     def begin(self, saved: dict[str, Any] | None) -> Iterator[None]:
         """The time of a run, fresh or resumed from the checkpoint `saved`, in which the folder is its own.
