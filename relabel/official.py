@@ -52,6 +52,7 @@ OFFICIAL = Dialect(
         "compute.distributed.backend": "nccl",
         "util.print_freq": 250,
         "util.val_batch_size": 512,
+        "data.relabel.pairing": "official",  # not a setting there: what its code does
     },
     more=frozenset(
         {

@@ -89,6 +89,7 @@ def test_a_fast_recipe_is_ffcv_imagenet_s_with_relabel(file, resolve):
 
 
 def test_the_recipes_and_their_bases_are_found_from_wherever_a_command_is_called(tmp_path):
-    arguments = ("--config-file=rn50_configs/relabel_cutmix_rn50.yaml", "--data.train_dataset=nowhere.beton")
+    nowhere = ("--data.train_dataset=nowhere.beton", "--data.val_dataset=nowhere.beton")
+    arguments = ("--config-file=rn50_configs/relabel_cutmix_rn50.yaml", *nowhere)
     result = run("train_imagenet.py", *arguments, "--model.arch=shufflenet_v2_x0_5", cwd=tmp_path)
     assert result.returncode == 1 and "nowhere.beton: no such file" in result.stderr
