@@ -8,7 +8,7 @@ import torch
 from ffcv_fields import CropSampler
 
 from relabel import processes
-from relabel.data.loader import Reading, training_loader
+from relabel.data.reading import Reading, training_loader
 from relabel.errors import BadInput
 
 TOO_OLD = (
