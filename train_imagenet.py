@@ -41,7 +41,7 @@ from relabel.data.verification import verify
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import Model, build_model, check_input, load_weights, start_from
+from relabel.models import Model, build_model, check_input, compiled, load_weights, start_from
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
 from relabel.settings import OFFICIAL_NAMES, Choice, Flag, Number, as_dict, group, load_settings, setting
@@ -203,9 +203,8 @@ def make_network(settings: Settings, processes: Processes) -> Module:
     network = build_model(model.arch, model.num_classes, 1 - optim.bn.momentum, optim.bn.eps, model.use_blurpool)
     check_input(network.eval(), model.arch, 1, [settings.validation.resolution or size])
     if not settings.util.test_only:
-        batch = processes.share(optim.batch_size, optim.accumulate)
-        sizes = [settings.resolution.at(epoch, size) for epoch in range(optim.epochs)]
-        check_input(network.train(), model.arch, batch * processes.world_size if model.sync_bn else batch, sizes)
+        batch = processes.share(optim.batch_size, optim.accumulate) * (processes.world_size if model.sync_bn else 1)
+        check_input(network.train(), model.arch, batch, settings.resolution.sizes(optim.epochs, size))
     network = processes.sync_batch_norm(network) if model.sync_bn else network
     return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -241,11 +240,12 @@ def make_validate(settings: Settings, reading: Reading, precision: Precision) ->
 def make_run(settings: Settings, network: Module, processes: Processes, precision: Precision) -> Run:
     """The network, as it is trained (parallel, compiled), its optimizer and its average; no step done yet."""
     optim, model = settings.optim, processes.parallel(network)
-    compiled: Any = torch.compile(model) if settings.model.compile else model
+    if settings.model.compile:
+        model = compiled(model, len(settings.resolution.sizes(optim.epochs, settings.data.image_size)))
     optimizer = build_optimizer(
         network, optim.optimizer, optim.lr.init, optim.momentum, optim.nesterov, optim.wd.base, optim.bn.decay
     )
-    return Run(network, compiled, optimizer, precision, processes, average_of(network, optim.ema_decay))
+    return Run(network, model, optimizer, precision, processes, average_of(network, optim.ema_decay))
 
 
 # --- the loop -------------------------------------------------------------------------------------------------

@@ -196,8 +196,8 @@ class _EpochIterator(EpochIterator):
         self.output_queue: Queue[Any] = Queue(loader.batches_ahead)
         self.terminate_event = Event()
         self.device = torch.cuda.current_device() if IS_CUDA else None
-        self.current_stream = torch.cuda.current_stream() if IS_CUDA else None
-        self.cuda_streams = [torch.cuda.Stream() if IS_CUDA else None for _ in range(self.slots)]
+        self.current_stream: Any = torch.cuda.current_stream() if IS_CUDA else None
+        self.cuda_streams: list[Any] = [torch.cuda.Stream() if IS_CUDA else None for _ in range(self.slots)]
         self.memory_context = loader.memory_manager.schedule_epoch(batches)
         self.memory_context.__enter__()
         self.storage_state = self.memory_context.state
