@@ -91,7 +91,7 @@ class Data:
     train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
     val_dataset: str = setting(str, "the validation .beton; the same", "")
     data_path: str = setting(str, "ImageNet's folder with train/ and val/, to pack from", "")
-    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: all cores, 1 on the CPU", 0)
+    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: most cores, 1 on CPU", 0)
     in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
     decode: str = setting(Choice("fast", "exact"), "fast: only what is needed; exact: stock FFCV's pixels", "fast")
     verify: bool = setting(Flag(), "check every sample of the training .beton against its checksum first", False)
