@@ -70,7 +70,7 @@ class Data:
     crop_ratio: float = setting(Number(0.1, 1), "side of the crop, fraction of the shorter side (1: ImageNet-C)", 0.875)
     lr_tta: bool = setting(Flag(), "average with the horizontally flipped image", False)
     batch_size: int = setting(Number(1, whole=True), "images per step and process", 256)
-    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: all cores, 1 on the CPU", 0)
+    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: most cores, 1 on CPU", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

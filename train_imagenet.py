@@ -47,7 +47,7 @@ from relabel.data.reading import Reading, check_batch, classes_of, training_load
 from relabel.data.verification import verify
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import Model, build_model, check_input, load_weights, start_from
+from relabel.models import Model, build_model, check_input, compiled, load_weights, start_from
 from relabel.official import OFFICIAL
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
@@ -80,7 +80,7 @@ class Data:
     train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
     val_dataset: str = setting(str, "the validation .beton; the same", "")
     data_path: str = setting(str, "ImageNet's folder with train/ and val/, to pack from", "")
-    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: all cores, 1 on the CPU", 0)
+    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: most cores, 1 on CPU", 0)
     in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
     decode: str = setting(Choice("fast", "exact"), "fast: only what is needed; exact: stock FFCV's pixels", "fast")
     verify: bool = setting(Flag(), "check every sample of the training .beton against its checksum first", False)
@@ -200,9 +200,8 @@ def make_network(settings: Settings, processes: Processes) -> Module:
     network = build_model(model.arch, model.num_classes, 1 - optim.bn.momentum, optim.bn.eps, model.use_blurpool)
     check_input(network.eval(), model.arch, 1, [settings.validation.resolution or size])
     if not settings.util.test_only:
-        batch = processes.share(optim.batch_size, optim.accumulate)
-        sizes = [settings.resolution.at(epoch, size) for epoch in range(optim.epochs)]
-        check_input(network.train(), model.arch, batch * processes.world_size if model.sync_bn else batch, sizes)
+        batch = processes.share(optim.batch_size, optim.accumulate) * (processes.world_size if model.sync_bn else 1)
+        check_input(network.train(), model.arch, batch, settings.resolution.sizes(optim.epochs, size))
     network = processes.sync_batch_norm(network) if model.sync_bn else network
     return network.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -236,11 +235,12 @@ def make_validate(settings: Settings, reading: Reading, path: str, precision: Pr
 def make_run(settings: Settings, network: Module, processes: Processes, precision: Precision) -> Run:
     """The network, as it is trained (parallel, compiled), its optimizer and its average; no step done yet."""
     optim, model = settings.optim, processes.parallel(network)
-    compiled: Any = torch.compile(model) if settings.model.compile else model
+    if settings.model.compile:
+        model = compiled(model, len(settings.resolution.sizes(optim.epochs, settings.data.image_size)))
     optimizer = build_optimizer(
         network, optim.optimizer, optim.lr.init, optim.momentum, optim.nesterov, optim.wd.base, optim.bn.decay
     )
-    return Run(network, compiled, optimizer, precision, processes, average_of(network, optim.ema_decay))
+    return Run(network, model, optimizer, precision, processes, average_of(network, optim.ema_decay))
 
 
 # --- the loop -------------------------------------------------------------------------------------------------

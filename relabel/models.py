@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -183,6 +184,20 @@ def head_layers(model: nn.Module) -> list[str]:
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     known = [name for name in ((names,) if isinstance(names, str) else names) if f"{name}.weight" in own]
     return known or [own[-1].rpartition(".")[0]]
+
+
+def compiled(model: nn.Module, sizes: int, **keywords: Any) -> nn.Module:
+    """`model` by `torch.compile`: one graph with constant shapes for each size of images.
+
+    Left to itself, torch makes one graph of any size when it sees the second, and compiles nothing more from the ninth
+    on.
+
+    Args:
+        sizes: how many sizes of images it will see.
+        keywords: of `torch.compile`.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 + sizes)
+    return torch.compile(model, dynamic=False, **keywords)  # type: ignore[return-value]
 
 
 def check_input(model: nn.Module, arch: str, batch_size: int, image_sizes: Iterable[int]) -> None:

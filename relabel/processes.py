@@ -243,8 +243,13 @@ def use_all_cores(processes: int = 1) -> None:
 def decoding_threads(asked: int, processes: Processes) -> int:
     """How many threads of this process decode: its share of the `asked` ones of the machine.
 
-    0 stands for all cores, and on the CPU for one: the network needs the cores there, and once there are more OpenMP
-    threads than cores they block instead of spinning (two instead of one cost a third of the speed).
+    0 stands for its share of the cores that it may use, without one (of 8 or more: two) for the threads that launch the
+    GPU's work; and on the CPU for one thread: the network needs the cores there, and once there are more OpenMP threads
+    than cores they block instead of spinning (two instead of one cost a third of the speed).
     """
-    threads = asked or (1 if processes.device.type == "cpu" else os.cpu_count() or 1)
-    return -(-threads // processes.local_size)
+    if asked:
+        return -(-asked // processes.local_size)
+    if processes.device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) // processes.local_size
+    return max(1, cores - (2 if cores >= 8 else 1))

@@ -74,6 +74,8 @@ class Watch(TorchDispatchMode):
             self.conv_inputs.add((image.dtype, image.is_contiguous(memory_format=torch.channels_last)))
         result = None if operation in IN_PLACE else function(*args, **kwargs)
         outputs = list(tensors_in(result))
+        if kwargs.get("pin_memory"):
+            outputs[0].is_fake_pinned = True
         if operation in COPIES:
             self._copy(name, args, kwargs, outputs)
         if any(tensor.device.type == "cuda" for tensor in [*inputs, *outputs]) and not (
@@ -89,7 +91,8 @@ class Watch(TorchDispatchMode):
         if target.device.type == source.device.type:
             return
         non_blocking = kwargs.get("non_blocking") or args[2:3] == (True,)
-        if target.device.type == "cpu" or not (non_blocking and getattr(source, "is_fake_pinned", False)):
+        on_cpu = target if target.device.type == "cpu" else source
+        if not (non_blocking and getattr(on_cpu, "is_fake_pinned", False)):
             self.syncs.append(f"{name} {source.device.type} to {target.device.type} {list(source.shape)}")
 
 

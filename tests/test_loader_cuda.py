@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections import deque
+from queue import Queue
 
 import ffcv_fields
 import cuda_simulation
@@ -45,9 +46,9 @@ def compiled(beton):
 
 
 def like(loader, **attributes):
-    """The same loader with other attributes; nothing is compiled again."""
+    """The same loader with other attributes, and memory of its own; nothing is compiled again."""
     other = copy.copy(loader)
-    vars(other).update(attributes)
+    vars(other).update(attributes, memory=None)
     return other
 
 
@@ -59,6 +60,11 @@ def contents(batch: Batch) -> list[torch.Tensor]:
 def decoded(compiled):
     """The batches of an epoch as they are without a GPU."""
     return [contents(batch) for batch in compiled.epoch(0)]
+
+
+@pytest.fixture(scope="module")
+def four_epochs(compiled):
+    return [[contents(batch) for batch in compiled.epoch(number)] for number in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,83 @@ def test_the_buffers_are_not_written_while_their_memory_is_still_in_use(compiled
     assert copies_by_then == [0] and wrong(seen, decoded) == 0
 
 
+def allocations(monkeypatch, loader):
+    """A list of what is allocated for an epoch."""
+    made, allocate = [], loader.graph.allocate_memory
+
+    def count(*sizes):
+        made.append(allocate(*sizes))
+        return made[-1]
+
+    monkeypatch.setattr(loader.graph, "allocate_memory", count)
+    return made
+
+
+def epochs(runtime, loader, count, steps=1000):
+    """What the GPU sees in each of several epochs, for which the CPU never waits for it."""
+    seen = []
+    for number in range(count):
+        batches = loader.epoch(number)
+        seen.append(train(runtime, batches, 1000, steps=steps))
+        batches.close()
+    runtime.synchronize()
+    return seen
+
+
+def test_the_memory_is_kept_from_epoch_to_epoch_and_no_batch_is_torn(compiled, four_epochs, runtime, monkeypatch):
+    loader, expected = like(compiled), four_epochs
+    made = allocations(monkeypatch, loader)
+    seen = epochs(runtime, loader, 4)
+    assert [wrong(*pair) for pair in zip(seen, expected, strict=True)] == [0, 0, 0, 0] and len(made) == 1
+    seen = epochs(runtime, loader, 4, steps=7)  # left early, with batches decoded that nobody has asked for
+    assert [wrong(ours, theirs[:7]) for ours, theirs in zip(seen, expected, strict=True)] == [0, 0, 0, 0]
+    assert len(made) == 1
+
+
+def test_memory_of_another_size_or_stream_or_in_use_is_not_taken(compiled, runtime, monkeypatch):
+    loader = like(compiled)
+    made = allocations(monkeypatch, loader)
+    try:
+        for size, count in ((16, 1), (24, 2), (24, 2), (16, 3)):
+            loader.set_image_size(size)
+            epochs(runtime, loader, 1)
+            assert len(made) == count
+    finally:
+        loader.set_image_size(16)
+    loader.batch_size = 2
+    epochs(runtime, loader, 1)
+    assert len(made) == 4
+    outer, inner = loader.epoch(0), loader.epoch(1)
+    next(outer)
+    next(inner)
+    assert len(made) == 5  # two at once have two memories; one is kept
+    outer.close()
+    inner.close()
+    epochs(runtime, loader, 3)
+    assert len(made) == 5
+    with torch.cuda.stream(torch.cuda.Stream()):
+        batches = loader.epoch(0)
+        next(batches)
+        batches.close()
+    assert len(made) == 6
+
+
+def test_a_batch_holds_until_the_next_is_asked_for(compiled, monkeypatch):
+    made, run_pipeline = Queue(), _EpochIterator.run_pipeline
+
+    def run_and_tell(self, number, *arguments):
+        result = run_pipeline(self, number, *arguments)
+        made.put(number)
+        return result
+
+    monkeypatch.setattr(_EpochIterator, "run_pipeline", run_and_tell)
+    for number, batch in enumerate(compiled.epoch(0)):
+        now, ahead = contents(batch), number + compiled.batches_ahead + 1  # as far as the thread comes meanwhile
+        while ahead < len(compiled) and made.get(timeout=60) < ahead:
+            pass
+        assert all(map(torch.equal, contents(batch), now))
+
+
 def test_two_processes_stay_on_their_own_gpus(compiled, runtime):
     seen = {}
 
@@ -209,6 +292,15 @@ def test_without_the_wait_for_the_memory_s_stream_it_is_written_while_in_use(com
     monkeypatch.undo()
     runtime.close()
     assert copies_by_then[0] > 0
+
+
+def test_without_it_the_last_batches_of_an_epoch_are_overwritten_by_the_next(compiled, decoded, monkeypatch):
+    runtime = early(monkeypatch)
+    without(monkeypatch, cuda_simulation.Stream, "wait_stream")
+    seen = epochs(runtime, like(compiled), 2)
+    monkeypatch.undo()
+    runtime.close()
+    assert wrong(seen[0], decoded) > 0
 
 
 def test_without_a_device_of_its_own_the_loader_s_thread_uses_gpu_0(compiled, monkeypatch):

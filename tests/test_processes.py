@@ -74,3 +74,17 @@ def test_without_cupy_training_on_a_gpu_is_one_message(beton, monkeypatch):
 
 def test_the_tests_see_no_gpu_unless_they_are_asked_to():
     assert os.environ.get("RELABEL_TEST_GPU") == "1" or not torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    "cores, local_size, threads",
+    [(16, 1, 14), (8, 1, 6), (7, 1, 6), (2, 1, 1), (1, 1, 1), (64, 8, 6), (96, 8, 10), (16, 4, 3), (4, 8, 1)],
+)
+def test_decoding_leaves_cores_to_each_gpu_s_trainer(monkeypatch, cores, local_size, threads):
+    """Of the cores that this process may use, not of all that the machine has."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    on_gpu = processes.Processes(0, local_size, 0, local_size, torch.device("cuda", 0))
+    assert processes.decoding_threads(0, on_gpu) == threads
+    assert processes.decoding_threads(24, on_gpu) == -(-24 // local_size)  # what is asked for is done
+    assert processes.decoding_threads(0, processes.Processes(0, 1, 0, 1, torch.device("cpu"))) == 1

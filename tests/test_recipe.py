@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from relabel.data.loader import Batch
@@ -14,7 +15,7 @@ from relabel.data.names import Identity
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import BlurPoolConv2d, build_model, check_input, load_weights
+from relabel.models import BlurPoolConv2d, build_model, check_input, compiled, load_weights
 from relabel.precision import precision_of
 from relabel.processes import Processes
 from relabel.training.optim import Resolution, build_optimizer, learning_rate, optimizer_bytes
@@ -214,6 +215,28 @@ class Batches(list):
 
     def epoch(self, epoch):
         return iter(self)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_each_image_size_is_compiled_once_with_constant_shapes(batch_norm):
+    """More sizes than torch compiles without being asked to (8), some of which come again."""
+    torch._dynamo.reset()
+    layers = [nn.Conv2d(3, 4, 3), *([nn.BatchNorm2d(4)] if batch_norm else []), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    sizes = [*Resolution(min_res=32, max_res=384, start_ramp=1, end_ramp=20).sizes(30, 0)]
+    assert len(sizes) == 12
+    counter = CompileCounterWithBackend("eager")
+    model = compiled(nn.Sequential(*layers), len(sizes), backend=counter)
+    for size in (*sizes, *sizes[::-1], *sizes):
+        model(torch.rand(2, 3, size, size)).sum().backward()
+    assert counter.frame_count == 12
+    inputs = {
+        value.shape for graph in counter.graphs for node in graph.graph.nodes
+        if node.op == "placeholder" and isinstance(value := node.meta["example_value"], torch.Tensor)
+    }  # fmt: skip
+    assert {torch.Size((2, 3, size, size)) for size in sizes} <= inputs
+    assert all(isinstance(side, int) for shape in inputs for side in shape)  # none is a symbol
+    torch._dynamo.reset()
 
 
 def test_evaluate_counts_exactly():

@@ -154,7 +154,8 @@ def test_the_watch_sees_what_waits(monkeypatch):
         for wait in (
             lambda: x[0].item(), lambda: bool(x.max() > 0), lambda: torch.tensor([1.0, 2], device=DEVICE),
             lambda: torch.arange(3).to(DEVICE), lambda: torch.arange(3).to(DEVICE, non_blocking=True), lambda: x.cpu(),
-            lambda: x.copy_(torch.zeros(5)), lambda: x[x > 0], lambda: x.nonzero(),
+            lambda: x.copy_(torch.zeros(5)), lambda: torch.zeros(5).copy_(x, non_blocking=True),
+            lambda: x[x > 0], lambda: x.nonzero(),
         ):  # fmt: skip
             watch.reset()
             with suppress(DynamicOutputShapeException):  # the size of what comes out is not known
@@ -162,6 +163,7 @@ def test_the_watch_sees_what_waits(monkeypatch):
             assert len(watch.syncs) == 1
         watch.reset()
         torch.arange(3).pin_memory().to(DEVICE, non_blocking=True)
+        torch.empty(5, pin_memory=True).copy_(x, non_blocking=True)
         torch.zeros(3, device=DEVICE)
         x.masked_fill_(x > 0, 1)
         assert watch.syncs == []

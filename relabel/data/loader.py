@@ -7,7 +7,8 @@ of an epoch that was left early.
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
-from queue import Full
+from queue import Full, Queue
+from threading import Event
 from typing import Any
 
 import numba
@@ -28,8 +29,8 @@ from .order import near_sequential_order, random_order, share_of
 class Batch:
     """What the network's step begins with, on the loader's device; B samples.
 
-    The tensors are views of the loader's memory: they hold until `batches_ahead` more batches were asked for. Whatever
-    the loader was not asked for is None.
+    The tensors are views of the loader's memory: they hold until the next batch is asked for, of this epoch or of the
+    next one. Whatever the loader was not asked for is None.
     """
 
     images: torch.Tensor  # uint8 [B, S, S, 3] RGB, or float32, normalized
@@ -83,6 +84,7 @@ class Loader(FFCVLoader):
         self.samples = np.arange(len(self.labels)) if labels is None else np.flatnonzero(labels >= 0)
         self.label_map = self.header.handlers.get("label_map")
         self.transposed = False  # the crop boxes, see `Reading.pairing`
+        self.memory: tuple[Any, Any] | None = None  # of the last epoch, for the next one: see _EpochIterator
         self.identity = Identity(None, np.arange(num_classes), [])  # see `aligned`
         self._check(path, num_classes, keywords["pipelines"])
         self._decoders = [_first(pipeline) for pipeline in keywords["pipelines"].values() if pipeline is not None]
@@ -186,14 +188,38 @@ class _EpochIterator(EpochIterator):
 
     A slot is where a batch is decoded: on CUDA pinned memory, from which a stream of its own copies the batch to the
     slot's memory on the device. FFCV keeps a batch from being copied over one that is still in use, but not from being
-    decoded over one whose copy has not begun (the CPU may be many steps ahead): that wait is added here.
+    decoded over one whose copy has not begun (the CPU may be many steps ahead): that wait is added here. And the slots
+    are the last epoch's where their sizes are the same, and the stream in whose order they are used.
     """
 
-    closed = False
+    closed, memory = False, None
 
     def __init__(self, loader: Loader, order: np.ndarray) -> None:
+        super(EpochIterator, self).__init__(daemon=True)  # not FFCV's, which allocates and starts at once
+        self.loader, self.metadata, self.slots = loader, loader.reader.metadata, loader.batches_ahead + 2
+        batches = [order[i : i + loader.batch_size] for i in range(0, len(order), loader.batch_size)]
+        self.iter_ixes = iter(batches)
+        self.output_queue: Queue[Any] = Queue(loader.batches_ahead)
+        self.terminate_event = Event()
         self.device = torch.cuda.current_device() if IS_CUDA else None
-        super().__init__(loader, order)
+        self.current_stream: Any = torch.cuda.current_stream() if IS_CUDA else None
+        self.cuda_streams: list[Any] = [torch.cuda.Stream() if IS_CUDA else None for _ in range(self.slots)]
+        self.memory_context = loader.memory_manager.schedule_epoch(batches)
+        self.memory_context.__enter__()
+        self.storage_state = self.memory_context.state
+        self.memory = self._take_memory()
+        self.memory_allocations = self.memory[1]
+        self.start()
+
+    def _take_memory(self) -> tuple[Any, Any]:
+        """`(what it is for, memory of each operation)`, as long as this epoch lasts no other's."""
+        graph, sizes = self.loader.graph, (self.loader.batch_size, self.slots)
+        wanted = graph.collect_requirements()[0], sizes, self.current_stream
+        memory, self.loader.memory = self.loader.memory, None
+        if memory is None or memory[0] != wanted:
+            memory = None  # is freed before more is allocated
+            memory = wanted, graph.allocate_memory(*sizes)
+        return memory
 
     def run(self) -> None:
         try:
@@ -211,7 +237,7 @@ class _EpochIterator(EpochIterator):
             self._put(error)
 
     def _make_batches(self):
-        slots = self.loader.batches_ahead + 2
+        slots = self.slots
         used, copied = [None] * slots, [None] * slots
         for number, indices in enumerate(self.iter_ixes):
             slot = number % slots
@@ -251,7 +277,7 @@ class _EpochIterator(EpochIterator):
         return result
 
     def close(self) -> None:
-        """End the thread and wait for it and its copies; after that the memory may go."""
+        """End the thread and wait for it and its copies; after that the memory may go, or be the next epoch's."""
         if self.closed:
             return
         self.closed = True
@@ -259,6 +285,7 @@ class _EpochIterator(EpochIterator):
         if self.is_alive():
             self.join()
         if IS_CUDA:
-            for stream in getattr(self, "cuda_streams", ()):
+            for stream in self.cuda_streams:
                 stream.synchronize()
         self.memory_context.__exit__(None, None, None)
+        self.loader.memory = self.memory

@@ -4,9 +4,10 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..data.loader import Batch, Loader
 from ..errors import BadInput
 from ..processes import Processes, all_reduce_sum, barrier, hide_progress, leave
 from ..stopping import STOPPED, StopSignals
+from .background import on_cpu
 from .curves import draw_curves
 from .export import WEIGHTS, export_weights
 from .optim import optimizer_bytes
@@ -25,6 +27,8 @@ from .run_folder import RunFolder, bytes_of, read_log
 
 class Monitor:
     """Reports on the training of `run`, and saves it.
+
+    The first process saves, in a thread, while all of them train on.
 
     Reading the losses synchronizes the device, so it is done every `print_freq` steps (and at an epoch's end, and, in
     a single process, when a checkpoint is due or a signal has come); several processes agree at these steps whether
@@ -90,7 +94,7 @@ class Monitor:
         """After each step, with its learning rate.
 
         Raises:
-            BadInput: a loss since the last report is not finite; names the samples.
+            BadInput: a loss since the last report is not finite; names the samples. Or the last save has failed.
             SystemExit: code 75: a signal has come and the state is saved.
         """
         step = self.run.step
@@ -130,11 +134,13 @@ class Monitor:
         )
         self._progress.update(steps * self.plan.batch_size)
         if self.processes.first:
+            self.folder.background.check()
             self.folder.log("steps", line, at=run.epoch * self.plan.steps + run.step)
             if save or stopping:
                 self._save()
         if stopping:
             self._progress.close()
+            self.folder.background.wait()
             barrier()
             leave()
             if self.processes.first:
@@ -170,27 +176,36 @@ class Monitor:
         }
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Log an epoch, save, draw the curves."""
+        """Log an epoch; have it saved and the curves drawn."""
         self.run.next_epoch()
         if self.processes.first:
+            path = self.folder.path
             self.folder.log("log", line, at=self.run.epoch * self.plan.steps)
-            self._save()
-            draw_curves({self.folder.path.name: read_log(self.folder.path)}, self.folder.path / "curves.png")
+            self._save(partial(draw_curves, {path.name: read_log(path)}, path / "curves.png"))
 
     def end_run(self) -> None:
         """After the last epoch: leave the validated weights for other programs."""
         if not self.processes.first:
             return
+        self.folder.background.wait()
         path = self.folder.path
         export_weights(self.run.validated, path, self.folder.settings, read_log(path)[-1], self.folder.classes)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of this process's resident size
         print(f"done: {path}/log.jsonl, curves.png, checkpoint.pt, {', '.join(WEIGHTS)}; peak memory {peak:.2f} GiB")
 
-    def _save(self) -> None:
-        try:
-            self.folder.save(self.run.state() | {"data": self._data})
-        except BadInput as error:
-            raise BadInput(f"{error}; once there is room, --resume=auto resumes") from None
+    def _save(self, then: Callable[[], None] = lambda: None) -> None:
+        """Have the state as it is now written, and `then` done, while training goes on; wait for the save before."""
+        self.folder.background.wait()  # before there is another copy
+        state = on_cpu(self.run.state()) | {"data": self._data}
+
+        def write() -> None:
+            try:
+                self.folder.save(state)
+            except BadInput as error:
+                raise BadInput(f"{error}; once there is room, --resume=auto resumes") from None
+            then()
+
+        self.folder.background.start(write)
         self._saved = time.monotonic()
 
 

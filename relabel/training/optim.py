@@ -121,6 +121,10 @@ class Resolution:
         grown = (self.max_res - self.min_res) * (epoch - self.start_ramp) / (self.end_ramp - self.start_ramp)
         return max(self.min_res, min(self.max_res, round((self.min_res + grown) / 32) * 32))
 
+    def sizes(self, epochs: int, image_size: int) -> set[int]:
+        """All that `at` says in a run of `epochs`."""
+        return {self.at(epoch, image_size) for epoch in range(epochs)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:

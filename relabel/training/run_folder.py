@@ -27,6 +27,7 @@ from ..checkpoints import read_file
 from ..errors import BadInput
 from ..files import atomic, in_units, needs_room, write_text
 from ..locks import exclusive
+from .background import Background
 from .export import WEIGHTS
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
@@ -51,6 +52,7 @@ class RunFolder:
         self, path: str, settings: dict[str, Any], tensorboard: bool = False, classes: Sequence[str] | None = None
     ) -> None:
         self.path, self.settings, self.classes = Path(path), settings, classes
+        self.background = Background()  # where checkpoints are written and curves drawn
         self._make_writer: Callable[[], Any] | None = None
         self._writer: Any = None
         if tensorboard:
@@ -140,13 +142,16 @@ class RunFolder:
     def begin(self, saved: dict[str, Any] | None) -> Iterator[None]:
         """The time of a run, fresh or resumed from the checkpoint `saved`, in which the folder is its own.
 
+        Its end, also by an error or a signal, waits for what is done in the background.
+
         Raises:
             BadInput: another process trains in it, or a fresh run would overwrite one that is there.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path / "run", "is in use"):
             self._prepare(saved)
-            yield
+            with self.background:
+                yield
 
     def _prepare(self, saved: dict[str, Any] | None) -> None:
         if saved is None and any((self.path / name).exists() for name in CHECKPOINTS):
