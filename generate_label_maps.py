@@ -110,6 +110,7 @@ def main(settings: Settings) -> None:
     classes = network_classes(saved, model.num_classes)
     if classes is None and len(folder.classes) == model.num_classes:
         classes = folder.classes
+        say(f"{model.weights}: has no class list; its classes are taken for the folders', in their order")
     if into_beton and len(folder.classes) != model.num_classes:
         class_list_for(Path(data.data_dir), model.num_classes, None)  # or it could not be packed: say so now
     network, statistics, digest = annotator_network(model.arch, model.weights, model.num_classes)

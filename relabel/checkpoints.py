@@ -135,7 +135,7 @@ def saved_classes(file: str | Path) -> tuple[str, ...] | None:
             classes = json.loads((content.metadata() or {}).get("classes", "null"))
     else:
         content = read_file(path)
-        classes = content.get("classes") if isinstance(content, dict) else None
+        classes = content.get("classes", getattr(content, "classes", None)) if isinstance(content, dict) else None
     return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
 
 

@@ -35,7 +35,10 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 
 def _lock(file: Path, path: Path, what: str) -> int:
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written ({error.strerror}: {file.parent}); give another path") from None
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -6,55 +6,59 @@ learn the neighbors' names.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import BadInput
 
+MOST = 5
 CERTAIN = 3.0  # standard errors below the threshold before it counts as below
 CONSISTENT = 0.8  # share of samples whose best class is their class's usual one
-FEW = 3  # samples of a class, on average, from which "usual" means something
+FEW = 2  # samples of a class, on average, from which "usual" means something
 
 
 @dataclass
 class Agreement:
-    """Of each sample with a label map: its single label, the pooled map's best class, whether it is among the five."""
+    """Of each sample with a label map: its single label, the pooled map's best class, and the label's rank there."""
 
     labels: list[int] = field(default_factory=list)
     best: list[int] = field(default_factory=list)
-    among_five: list[bool] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
 
     def add(self, label: int, scores: np.ndarray, classes: np.ndarray) -> None:
         """Count one map: scores and class indices `[top_k, H, W]`, pooled over the whole image."""
         named, where = np.unique(classes, return_inverse=True)
         pooled = np.bincount(where.ravel(), weights=scores.ravel())
-        best = named[np.argsort(-pooled, kind="stable")[:5]]
+        order = named[np.argsort(-pooled, kind="stable")].tolist()
         self.labels.append(label)
-        self.best.append(int(best[0]))
-        self.among_five.append(label in best)
+        self.best.append(order[0])
+        self.ranks.append(order.index(label) if label in order else len(order) + MOST)
 
     def merge(self, other: "Agreement") -> None:
         self.labels += other.labels
         self.best += other.best
-        self.among_five += other.among_five
+        self.ranks += other.ranks
 
-    def check(self, least: float, maps: str) -> str:
+    def check(self, least: float, maps: str, names: Sequence[str]) -> str:
         """A line with the counts.
 
         Args:
             least: share of samples, 0 to 1; 0: nothing is refused.
             maps: where the maps come from, for messages.
+            names: the class list.
 
         Raises:
             BadInput: significantly fewer agree than `least`, or the maps' classes are, consistently, others.
         """
         count = len(self.labels)
         labels, best = np.array(self.labels), np.array(self.best)
-        first, share = float((labels == best).mean()), float(np.mean(self.among_five))
+        most = max(1, min(MOST, len(names) // 2))  # of few classes, five would be most of them
+        first, share = float((labels == best).mean()), float(np.mean(np.array(self.ranks) < most))
         line = (
             f"label maps against single labels: the label is the pooled map's best class in {100 * first:.1f} %, among "
-            f"its five best in {100 * share:.1f} % of {count:,} images"
+            f"its {most} best in {100 * share:.1f} % of {count:,} images"
         )
         error = np.sqrt(share * (1 - share) / count)
         advice = "; is this the right class list, do indices start at 0? cfg.min_agreement=0 packs it all the same"
@@ -67,6 +71,16 @@ class Agreement:
             shift, times = Counter(b - a for a, b in usual.items()).most_common(1)[0]
             what = f"the label {shift:+d}" if 2 * times > len(usual) else "always the same other class"
             raise BadInput(f"{maps}: {line}; for most labels the best class is {what}{advice}")
+        swapped = [
+            f"{names[a]} -> {names[b]}"
+            for a, b in usual.items()
+            if a != b
+            and b < len(names)
+            and (labels == a).sum() >= FEW
+            and (best[labels == a] == b).mean() >= CONSISTENT
+        ]
+        if swapped:
+            line += f"; WARNING: maps of these classes name another one: {', '.join(swapped[:10])}"
         return line
 
     @staticmethod

@@ -45,7 +45,8 @@ def read_class_list(file: str) -> tuple[str, ...]:
         BadInput: it cannot be read, holds an empty line or a name twice, or has too many.
     """
     try:
-        names = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        text = Path(file).read_text(encoding="utf-8-sig")
+        names = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: cannot be read as a list of class names ({error})") from None
     seen: dict[str, int] = {}
@@ -63,6 +64,11 @@ def read_class_list(file: str) -> tuple[str, ...]:
 def network_classes(saved: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
     """A network's class list: the one saved with it, or ImageNet-1k's for 1,000 classes; None: not known."""
     if saved is not None:
+        if len(saved) > num_classes or len(set(saved)) < len(saved):
+            raise BadInput(
+                f"the checkpoint names {len(saved)} classes ({len(set(saved))} different ones); the network has "
+                f"{num_classes} outputs: give the model.num_classes that it was trained with"
+            )
         return tuple(saved)
     return imagenet_classes() if num_classes == IMAGENET_CLASSES else None
 

@@ -35,7 +35,9 @@ def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
     contents, samples = read_contents(header), read_sample_list(header)
     if contents is None or samples is None:
         raise BadInput(f"{beton}: does not say its samples' names; write it with write_datasets.py")
-    names, index = SampleNames(samples.names, beton), _label_index(contents.classes)
+    if LEAVE_OUT in contents.classes:
+        raise BadInput(f"{beton}: has a class called {LEAVE_OUT!r}, which in a list means to leave a sample out")
+    names, index = SampleNames(samples.names, beton, samples.left_out), _label_index(contents.classes)
     rows: list[tuple[str, str]] = []
     new: list[str] = []
     for number, line in enumerate(_lines(list_file), 1):
@@ -48,9 +50,12 @@ def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
         if tab:
             rows.append((name, where))
             new.append(label)
+    not_packed = 0
     cleaned, said = labels.copy(), dict[int, tuple[str, str]]()
     for sample, (name, where), label in zip(names.find(rows), rows, new, strict=True):
-        assert sample is not None
+        if sample is None:
+            not_packed += 1
+            continue
         earlier, other = said.setdefault(sample, (where, label))
         if index[other] != index[label]:
             raise BadInput(f"{where}: says {label!r} of {name!r}; {earlier} says {other!r}")
@@ -61,12 +66,14 @@ def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
     replaced = int((cleaned != labels).sum()) - left_out
     if say:
         print(f"{list_file}: {replaced:,} labels replaced, {left_out:,} of {len(labels):,} samples left out")
+        if not_packed:
+            print(f"{list_file}: {not_packed:,} rows are of images that are not in {beton}")
     return cleaned
 
 
 def _lines(list_file: str) -> list[str]:
     try:
-        return Path(list_file).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        return Path(list_file).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
         raise BadInput(f"{list_file}: cannot be read ({error})") from None
 

@@ -7,6 +7,7 @@ known by its path below the folder that was packed.
 """
 
 import json
+import os
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -35,12 +36,15 @@ class Contents:
 class SampleList:
     """Of each sample, in the file's order: its path below the packed folder, and the CRC-32 of what is stored of it.
 
-    `metadata_crc` is that of the whole metadata table, which holds the labels and the pointers.
+    `metadata_crc` is that of the whole metadata table, which holds the labels and the pointers; `fields_crc` that of
+    the fields' descriptions. `left_out` are the names of samples that the packed folder holds and the file does not.
     """
 
     names: tuple[str, ...]
     checksums: np.ndarray
     metadata_crc: int
+    fields_crc: int
+    left_out: tuple[str, ...] = ()
 
 
 def write_contents(file: BinaryIO, label_field: int, contents: Contents, samples: SampleList) -> None:
@@ -53,6 +57,7 @@ def write_contents(file: BinaryIO, label_field: int, contents: Contents, samples
     pointers = np.zeros((), POINTERS)
     pointers["magic"], pointers["version"] = MAGIC, VERSION
     listed = {"names": samples.names, "checksums": samples.checksums.tolist(), "metadata_crc": samples.metadata_crc}
+    listed |= {"fields_crc": samples.fields_crc, "left_out": samples.left_out}
     for i, value in enumerate(({"classes": contents.classes, "provenance": contents.provenance}, listed)):
         block = zlib.compress(json.dumps(value).encode(), 6)
         pointers["start"][i], pointers["size"][i], pointers["crc"][i] = file.tell(), len(block), zlib.crc32(block)
@@ -91,9 +96,20 @@ def read_sample_list(header: Reader) -> SampleList | None:
         checksums = np.array(value.get("checksums"), np.uint32)
     except (TypeError, ValueError, OverflowError):
         checksums = np.empty(0, np.uint32)
-    if not _are_texts(names) or not len(names) == checksums.size == header.num_samples:
+    left_out = value.get("left_out", [])
+    if not _are_texts(names) or not _are_texts(left_out) or not len(names) == checksums.size == header.num_samples:
         raise BadInput(f"{header.file_name}: its list of samples is damaged; copy or write it again")
-    return SampleList(tuple(names), checksums, int(value.get("metadata_crc", 0)))
+    metadata_crc, fields_crc = int(value.get("metadata_crc", 0)), int(value.get("fields_crc", 0))
+    return SampleList(tuple(names), checksums, metadata_crc, fields_crc, tuple(left_out))
+
+
+def fields_checksum(descriptors: np.ndarray) -> int:
+    """CRC-32 of the fields' descriptions, but for the pointers that stand in the label field's."""
+    copy = descriptors.copy()
+    for descriptor in copy:
+        if bytes(descriptor["name"]).startswith(b"label\0"):
+            descriptor["arguments"][: POINTERS.itemsize] = 0
+    return zlib.crc32(copy.tobytes())
 
 
 def _are_texts(values: Any) -> bool:
@@ -108,10 +124,13 @@ def _read_block(header: Reader, which: int) -> Any:
     path = header.file_name
     if pointers["version"] != VERSION:
         raise BadInput(f"{path}: its list of samples has version {pointers['version']}, not {VERSION}; write it again")
-    with open(path, "rb") as file:
-        file.seek(int(pointers["start"][which]))
-        block = file.read(int(pointers["size"][which]))
+    start, size, end = int(pointers["start"][which]), int(pointers["size"][which]), os.stat(path).st_size
     try:
+        if start + size > end:
+            raise ValueError("it points beyond the file")
+        with open(path, "rb") as file:
+            file.seek(start)
+            block = file.read(size)
         if zlib.crc32(block) != pointers["crc"][which]:
             raise ValueError("wrong checksum")
         unpacked = zlib.decompressobj().decompress(block, GREATEST + GREATEST_SAMPLE * int(header.num_samples))

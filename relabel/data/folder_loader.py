@@ -41,7 +41,7 @@ class FolderLoader:
         self.num_classes, self.num_workers = reading.num_classes, reading.num_workers
         self.batch_size = -(-batch_size // reading.processes.world_size)
         self.labels = index[[image.label for image in folder.images]]
-        self.identity = Identity(folder.classes, index, [image.name for image in folder.images])
+        self.identity = Identity(folder.classes, index, [image.name for image in folder.images], reading.classes)
         self._images, self._processes = _Images(folder.images, size, crop_ratio), reading.processes
 
     def order_of(self, epoch: int) -> np.ndarray:

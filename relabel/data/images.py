@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from ffcv_fields.label_map import MAX_CLASSES
 from PIL import Image, UnidentifiedImageError
 
@@ -188,8 +187,3 @@ def read_image(file: Path, max_resolution: int, write_mode: str) -> Image.Image:
     if write_mode != "jpg" and pixels.width * pixels.height * scale**2 * 3 > PAGE_SIZE - (1 << 20):
         raise BadSample(file, f"{size}, too large for raw; lower cfg.max_resolution")
     return pixels
-
-
-def newest_change(images: Sequence[ImageFile]) -> float:
-    """The time of the newest change of any of the files, in seconds since 1970."""
-    return float(np.max([os.stat(image.path).st_mtime for image in images], initial=0.0))

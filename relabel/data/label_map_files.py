@@ -75,11 +75,16 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8-sig"))
         if manifest["axis_order"] not in ("yx", "xy"):
             raise ValueError(f"axis_order is {manifest['axis_order']!r}")
         if manifest.get("scores", "logits") not in SCORES:
             raise ValueError(f"scores is {manifest['scores']!r}")
+        for name in ("classes", "files", "skipped"):
+            names = manifest.get(name)
+            good = isinstance(names, list) and all(isinstance(entry, str) for entry in names)
+            if names is not None and not (good and len(set(names)) == len(names)):
+                raise ValueError(f"{name} must be a list of different names")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadSample(file, f"is no manifest of label maps ({error})") from None
     return manifest
@@ -125,7 +130,7 @@ def find_label_maps(root: Path, classes: Sequence[str]) -> dict[str, Source]:
 
 def _archived(root: Path) -> list[tuple[str, Source]]:
     maps, manifest = open_archive(root), read_manifest(root)
-    files, skipped = manifest.get("files", []), set(manifest.get("skipped", []))
+    files, skipped = manifest.get("files") or [], set(manifest.get("skipped") or [])
     if len(files) != len(maps):
         raise BadSample(root, f"holds {len(maps):,} label maps; its manifest {manifest_of(root)} names {len(files):,}")
     entries = [(name, ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files)]
@@ -253,6 +258,11 @@ def read_label_map(file: Source, expected: LabelMapFormat) -> tuple[np.ndarray, 
     shape = [2, expected.top_k, rows, columns]
     if list(tensor.shape) != shape or not tensor.is_floating_point():
         raise BadSample(file, f"is {tensor.dtype}{list(tensor.shape)}, must be floats {shape} as most files'")
+    exact = {torch.bfloat16: 257, torch.float16: 2049}.get(tensor.dtype)  # classes whose indices it can hold
+    if exact and expected.num_classes > exact:
+        raise BadSample(
+            file, f"is {tensor.dtype}, which holds class indices up to {exact - 1} only; write it as float32"
+        )
     values = tensor.detach().float().numpy()
     if expected.axis_order == "xy":
         values = values.swapaxes(-1, -2)

@@ -126,15 +126,18 @@ def _axis_order(root: Path, maps: list[np.ndarray], in_manifest: str | None, giv
 
 
 def _kind_of_scores(root: Path, maps: list[np.ndarray]) -> str:
-    if not maps:
+    """The kind that all maps of the usual shape have."""
+    shapes = [scores.shape for scores in maps]
+    usual = [scores for scores in maps if scores.shape == max(set(shapes), key=shapes.count)]
+    logits = sum(bool(scores.min() < 0 or scores.max() > 1 + TOLERANCE) for scores in usual)
+    if 2 * logits >= len(usual):
         return "logits"
-    if any(scores.min() < 0 or scores.max() > 1 + TOLERANCE for scores in maps):
-        return "logits"
-    if any(scores.sum(0).max() > 1 + TOLERANCE * len(scores) for scores in maps):
-        raise BadInput(
-            f"{root}: all scores lie in 0..1, but those of a cell sum to more than 1; say what they are: "
-            "--cfg.scores=logits or --cfg.scores=probabilities"
+    above = sum(bool(scores.sum(0).max() > 1 + TOLERANCE * len(scores)) for scores in usual)
+    if logits or above:
+        what = (
+            f"{logits} of {len(usual)} maps hold logits" if logits else "all scores lie in 0..1, but sum to more than 1"
         )
+        raise BadInput(f"{root}: {what}; say what they are: --cfg.scores=logits or --cfg.scores=probabilities")
     return "probabilities"
 
 

@@ -12,12 +12,13 @@ from .images import key_of
 @dataclass(frozen=True)
 class Identity:
     """How a set of samples is known: its class list (None: not known), the network's index of each of its classes,
-    int64, and the samples' names in order.
+    int64, the samples' names in order, and the network's class list (None: not known).
     """
 
     classes: tuple[str, ...] | None
     index: np.ndarray
     names: list[str]
+    network: tuple[str, ...] | None = None
 
 
 class SampleNames:
@@ -25,10 +26,15 @@ class SampleNames:
 
     A row means a sample by its whole path, by the path below its class folder, or by the file's name, each with or
     without the ending. Where all rows are whole paths they are taken for that, else each must fit one sample only.
+
+    Args:
+        names: of the samples, in order.
+        where: what holds them, for messages.
+        left_out: names of samples that are not in the set; rows of theirs mean none, and no other sample.
     """
 
-    def __init__(self, names: Sequence[str], where: str) -> None:
-        self._names, self._where = names, where
+    def __init__(self, names: Sequence[str], where: str, left_out: Sequence[str] = ()) -> None:
+        self._names, self._where, self._count = [*names, *left_out], where, len(names)
         self._forms: dict[str, int] = {}  # made when a list needs it: ImageNet has millions
         self._shared: dict[str, int] = {}  # of the forms that fit several samples, another one
 
@@ -37,7 +43,7 @@ class SampleNames:
 
         Args:
             rows: `(name, where it stands)`.
-            strict: a name that fits no sample is an error; else None stands for it.
+            strict: a name that fits no sample is an error; else None stands for it, as for one that was left out.
 
         Raises:
             BadInput: a name that fits several samples, or (`strict`) none.
@@ -45,7 +51,7 @@ class SampleNames:
         rows = list(rows)
         whole = {name: i for i, name in enumerate(self._names)}
         if all(name in whole for name, _ in rows):
-            return [whole[name] for name, _ in rows]
+            return [self._kept(whole[name]) for name, _ in rows]
         if not self._forms:
             self._make_forms()
         return [self._one(name, where, strict) for name, where in rows]
@@ -65,4 +71,7 @@ class SampleNames:
             raise BadInput(f"{row}: {name!r} fits {first} and {second} of {self._where}; give whole paths in all rows")
         if found is None and strict:
             raise BadInput(f"{row}: {name!r} is no sample of {self._where}")
-        return found
+        return self._kept(found)
+
+    def _kept(self, sample: int | None) -> int | None:
+        return None if sample is None or sample >= self._count else sample

@@ -107,12 +107,14 @@ def pack(settings: Packing) -> list[BadSample]:
     if not images:
         raise BadSample(root, "no image is left to pack")
 
-    def describe(packed: Packed) -> tuple[Contents, list[str]]:
+    def describe(packed: Packed) -> tuple[Contents, list[str], list[str]]:
         _refuse_too_many(problems + packed.skipped, len(images) + len(problems), settings)
         if maps is not None:
-            print(_notes_of(packed).agreement.check(settings.min_agreement, settings.label_map_dir))
-        provenance = provenance_of(settings, folder.images)
-        return Contents(folder.classes, provenance), [images[i].name for i in packed.kept]
+            print(_notes_of(packed).agreement.check(settings.min_agreement, settings.label_map_dir, folder.classes))
+        provenance = provenance_of(settings, folder.images, folder.classes)
+        kept = [images[i].name for i in packed.kept]
+        left_out = sorted({image.name for image in folder.images} - set(kept))
+        return Contents(folder.classes, provenance), kept, left_out
 
     reader, fields = _SampleReader(images, maps, settings), _fields(settings, maps, len(folder.classes))
     workers = Workers(
@@ -168,7 +170,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
 
 def _place(data_path: str, name: str) -> str:
     """Beside the images, or where that cannot be written a place of this name below `runs/packed`."""
-    if os.access(data_path, os.W_OK) or not Path(data_path).is_dir():
+    if os.access(data_path, os.W_OK) or not Path(data_path).is_dir() or Path(data_path, name).exists():
         return os.path.join(data_path, name)
     digest = hashlib.sha256(os.path.realpath(data_path).encode()).hexdigest()[:8]
     folder = Path("runs") / "packed" / f"{Path(data_path).resolve().name}-{digest}"

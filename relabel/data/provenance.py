@@ -1,18 +1,20 @@
 """What a `.beton` was packed from, and whether that is still what a run asks for."""
 
 import dataclasses
+import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .beton import read_header
 from .contents import read_contents
-from .images import ImageFile, find_images, newest_change
-from .label_map_files import manifest_of
+from .images import ImageFile, find_images
+from .label_map_files import find_label_maps, manifest_of
 
 
-def provenance_of(settings: Any, images: list[ImageFile]) -> dict[str, Any]:
-    """Where a `.beton` is packed from: folders, number of files and their newest change, label maps, settings.
+def provenance_of(settings: Any, images: list[ImageFile], classes: Sequence[str]) -> dict[str, Any]:
+    """Where a `.beton` is packed from: folders, number of files, a digest of names and times, label maps, settings.
 
     Args:
         settings: `packing.Packing`.
@@ -22,9 +24,9 @@ def provenance_of(settings: Any, images: list[ImageFile]) -> dict[str, Any]:
     return {
         "data_dir": os.path.realpath(settings.data_dir),
         "files": len(images),
-        "newest": newest_change(images),
+        "digest": _digest((image.name, image.path) for image in images),
         "label_map_dir": os.path.realpath(maps) if maps else "",
-        "manifest": _manifest(maps),
+        "label_maps": _label_maps(maps, classes),
         "settings": dataclasses.asdict(settings),
     }
 
@@ -41,19 +43,38 @@ def differences(path: str, data_dir: str, label_map_dir: str) -> list[str]:
     if was.get("data_dir") != os.path.realpath(data_dir):
         found.append(f"its images are those of {was.get('data_dir')}, not of {data_dir}")
     elif Path(data_dir).is_dir():
-        images = find_images(Path(data_dir), contents.classes).images
-        if len(images) != was.get("files"):
-            found.append(f"{data_dir} held {was.get('files'):,} images, it holds {len(images):,} now")
-        elif newest_change(images) != was.get("newest"):
-            found.append(f"images in {data_dir} have changed since")
+        folder = find_images(Path(data_dir))
+        if len(folder.images) != was.get("files"):
+            found.append(f"{data_dir} held {was.get('files'):,} images, it holds {len(folder.images):,} now")
+        elif folder.classes != contents.classes:
+            found.append(f"the class folders in {data_dir} are others now")
+        elif _digest((image.name, image.path) for image in folder.images) != was.get("digest"):
+            found.append(f"images in {data_dir} have been moved, renamed or changed since")
+    if was.get("settings", {}).get("subset", -1) >= 0:
+        found.append(f"it holds a part of the images, cfg.subset={was['settings']['subset']}")
     asked = os.path.realpath(label_map_dir) if label_map_dir else ""
     if was.get("label_map_dir") != asked:
         found.append(f"its label maps are {was.get('label_map_dir') or 'none'}, not {label_map_dir or 'none'}")
-    elif asked and Path(asked).exists() and _manifest(asked) != was.get("manifest"):
-        found.append(f"the manifest of {label_map_dir} has changed since")
+    elif asked and Path(asked).exists() and _label_maps(asked, contents.classes) != was.get("label_maps"):
+        found.append(f"the label maps in {label_map_dir} have changed since")
     return found
 
 
-def _manifest(label_map_dir: str) -> str:
-    file = manifest_of(Path(label_map_dir)) if label_map_dir else None
-    return file.read_text() if file is not None and file.is_file() else ""
+def _label_maps(root: str, classes: Sequence[str]) -> str:
+    """A digest of the label maps' names and times, and of their manifest."""
+    if not root:
+        return ""
+    files = [(path.name, path) for path in (Path(root), manifest_of(Path(root))) if path.is_file()]
+    if Path(root).is_dir():
+        files += [
+            (key, source) for key, source in find_label_maps(Path(root), classes).items() if isinstance(source, Path)
+        ]
+    return _digest(files)
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Of names and times of change."""
+    digest = hashlib.sha256()
+    for name, path in sorted(files):
+        digest.update(f"{name}\0{os.stat(path).st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -170,4 +170,4 @@ def aligned(path: str, reading: Reading) -> Identity:
     if labels.min() < 0 or labels.max() >= len(index):
         raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}, of {len(index):,} classes")
     names = list(samples.names) if samples else [f"sample {i}" for i in range(len(labels))]
-    return Identity(contents.classes if contents else None, index, names)
+    return Identity(contents.classes if contents else None, index, names, reading.classes)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from ..errors import BadInput
 from ..processes import hide_progress
 from .beton import column, read_header
-from .contents import read_sample_list
+from .contents import fields_checksum, read_contents, read_sample_list
 from .writer import checksum_of
 
 
@@ -19,11 +19,13 @@ def verify(path: str) -> int:
         BadInput: samples are damaged, which are named, or the table of labels is, or the file has no checksums.
     """
     header = read_header(path)
-    samples = read_sample_list(header)
-    if samples is None:
+    contents, samples = read_contents(header), read_sample_list(header)
+    if contents is None or samples is None:
         raise BadInput(f"{path}: has no checksums; write it with write_datasets.py")
     if zlib.crc32(np.ascontiguousarray(header.metadata).view(np.uint8).data) != samples.metadata_crc:
         raise BadInput(f"{path}: its table of labels is damaged; copy or write it again")
+    if fields_checksum(header.field_descriptors) != samples.fields_crc:
+        raise BadInput(f"{path}: the description of its fields is damaged; copy or write it again")
     data = np.memmap(path, np.uint8, "r")
     sizes = dict(zip(header.alloc_table["ptr"].tolist(), header.alloc_table["size"].tolist(), strict=True))
     stored = []

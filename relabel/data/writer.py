@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from ffcv.fields.base import Field
 from ffcv.memory_allocator import MemoryAllocator
-from ffcv.types import ALLOC_TABLE_TYPE
+from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 from ffcv.writer import DatasetWriter
 from tqdm import tqdm
 
 from ..errors import BadInput, BadSample, WorkerFailed
 from ..files import atomic
 from ..locks import exclusive
-from .contents import Contents, SampleList, write_contents
+from .contents import Contents, SampleList, fields_checksum, write_contents
 
 PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
 
@@ -73,6 +73,9 @@ class _PageAllocator(MemoryAllocator):
             self.allocations.pop()
 
 
+Description = tuple[Contents, Sequence[str], Sequence[str]]  # and the names of samples kept, and left out
+
+
 @dataclass(frozen=True)
 class Workers:
     """`count` processes that take `chunk_size` samples at a time; `skip_bad`: they leave bad samples out."""
@@ -89,7 +92,7 @@ def write_beton(
     load: Callable[[int], tuple],
     workers: Workers,
     note: Callable[[], Any] | None = None,
-    describe: Callable[[Packed], tuple[Contents, Sequence[str]]] | None = None,
+    describe: Callable[[Packed], Description] | None = None,
 ) -> Packed:
     """Write `samples` into the file `path`, which appears when complete and replaces one that is there.
 
@@ -100,7 +103,7 @@ def write_beton(
         load: index -> the field values; raises BadSample. Runs in the worker processes.
         workers: how many processes, and what they do with a bad sample.
         note: what a worker has to report when it is done, collected in `Packed.notes`.
-        describe: what the file is to know of itself: its contents, and the name of each sample kept; may raise
+        describe: what the file is to know of itself: its contents, the names of samples kept and left out; may raise
             BadInput, which ends it. Without it nothing, as FFCV writes it.
 
     Raises:
@@ -136,6 +139,8 @@ def _shared_memory(writer: DatasetWriter) -> Iterator[None]:
     try:
         writer.prepare()
     except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
         raise _no_shared_memory(needed, error) from None
     memory = writer.metadata_sm
     memory.unlink()  # it lives on in the processes that have it, and ends with them, however they end
@@ -308,7 +313,10 @@ def checksum_of(stored: Iterable[np.ndarray]) -> int:
 
 
 def _finish(
-    writer: DatasetWriter, allocations: np.ndarray, packed: Packed, described: tuple[Contents, Sequence[str]] | None
+    writer: DatasetWriter,
+    allocations: np.ndarray,
+    packed: Packed,
+    described: tuple[Contents, Sequence[str], Sequence[str]] | None,
 ) -> None:
     """Metadata of the samples kept, contents, allocation table and header, on disk."""
     total = writer.num_samples
@@ -321,9 +329,12 @@ def _finish(
     with open(writer.fname, "r+b") as file:
         file.seek(0, os.SEEK_END)
         if described:
-            contents, names = described
+            contents, names, left_out = described
             checksums = np.array([packed.checksums[i] for i in packed.kept.tolist()], np.uint32)
-            samples = SampleList(tuple(names), checksums, zlib.crc32(metadata))
+            fields_crc = fields_checksum(
+                np.fromfile(writer.fname, FieldDescType, len(writer.fields), offset=HeaderType.itemsize)
+            )
+            samples = SampleList(tuple(names), checksums, zlib.crc32(metadata), fields_crc, tuple(left_out))
             write_contents(file, list(writer.fields).index("label"), contents, samples)
         header["num_samples"] = len(packed.kept)
         header["alloc_table_ptr"] = file.tell()

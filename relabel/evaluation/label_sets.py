@@ -29,9 +29,16 @@ ALEXNET_ERRORS = {
 
 def _read_json(file: str) -> Any:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: cannot be read as JSON ({error})") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return content
 
 
 def _list_of(file: str, form: str) -> list[Any]:
@@ -83,9 +90,14 @@ def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndar
     right = np.zeros((count, num_classes), bool)
     if isinstance(content, dict):
         known = {name: int(j) for name, j in zip(identity.classes or (), identity.index, strict=False)}
+        known |= {name: j for j, name in enumerate(identity.network or ())}
         found = SampleNames(identity.names, "the validation set").find((name, file) for name in content)
+        seen: dict[int, str] = {}
         for sample, (name, classes) in zip(found, content.items(), strict=True):
             assert sample is not None
+            if sample in seen:
+                raise BadInput(f"{file}: {seen[sample]!r} and {name!r} are one sample")
+            seen[sample] = name
             _set_classes(right[sample], classes, known, file, name)
     elif isinstance(content, list) and len(content) == count:
         for i, classes in enumerate(content):

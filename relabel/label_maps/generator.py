@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..data.images import key_of
-from ..data.label_map_files import manifest_of, open_archive, write_label_map
+from ..data.label_map_files import manifest_of, open_archive, read_manifest, write_label_map
 from ..errors import BadInput, BadSample
 from ..files import atomic, write_text
 from ..precision import Precision
@@ -144,6 +144,13 @@ class Archive:
 
     def prepare(self) -> None:
         keep_manifest(manifest_of(self.root), self.manifest)
+        skipped = set(read_manifest(self.root).get("skipped") or [])
+        if self.root.exists() and skipped:  # they may have been repaired since
+            os.replace(self.root, self.growing)
+            marks = np.lib.format.open_memmap(self.marks, "w+", np.uint8, self.shape[:1])
+            marks[:] = [name not in skipped for name in self.manifest["files"]]
+            marks.flush()
+            write_text(manifest_of(self.root), json.dumps(self.manifest, indent=1))
         if not self.root.exists() and not self.growing.exists():
             np.lib.format.open_memmap(self.growing, "w+", np.int16, self.shape).flush()
             np.lib.format.open_memmap(self.marks, "w+", np.uint8, self.shape[:1]).flush()

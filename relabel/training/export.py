@@ -1,13 +1,14 @@
 """What a finished run hands on: its validated weights, as torchvision and timm name them, in two files.
 
 weights.safetensors    with its model card in the metadata: arch, num_classes, classes, head, measured, settings
-weights.pth            the same state dict as torch.save writes it, without a class list
+weights.pth            the same state dict as torch.save writes it, with the class list as its attribute `classes`
 
 A network with BlurPool keeps the names of its blurred convolutions (`layer2.0.conv2.conv.weight`, `...blur_filter`): a
 plain network refuses them, where under plain names it would take them and compute something else.
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def export_weights(
     Raises:
         BadInput: there is no room for them.
     """
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    state = OrderedDict(
+        (name, value.detach().cpu().contiguous().clone()) for name, value in network.state_dict().items()
+    )
+    state.classes = classes and list(classes)  # type: ignore[attr-defined]  # an attribute: it stays a state dict
     card = {
         "format": "pt",  # what safetensors' readers look for
         "arch": settings["model.arch"],
