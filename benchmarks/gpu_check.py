@@ -201,8 +201,8 @@ def training_rows(size: Size, until: float) -> Iterator[Row]:
             result += f", GPU used {used:.0f} %" if used == used else ""
             ours = kind == "relabel"
             yield Row(f"{of}: {kind}", result, "95 %" if ours else "", share >= 0.95 if ours else None)
-        if "dali" not in measured:
-            yield Row(f"{of}: dali", "not run: not installed")
+        if training.without_dali:
+            yield Row(f"{of}: dali", f"not run: {training.without_dali}")
         peak, reserved = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
         yield Row("peak GPU memory of the process", f"{peak:.2f} GiB of tensors, {reserved:.2f} GiB reserved")
         yield from syncs(training)

@@ -24,7 +24,6 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +203,11 @@ class Training:
             "relabel": repeat_samples(ours, size.steps),
             "stock_ffcv": repeat_samples(stock_ffcv(root, size, threads, device), size.steps),
         }
-        if find_spec("nvidia") and find_spec("nvidia.dali"):
+        self.without_dali = ""  # why
+        try:
             self.loaders["dali"] = Dali(root, size, size.steps, threads, device)
+        except Exception as error:  # not installed, or not for this machine
+            self.without_dali = str(error).splitlines()[0]
         folder = RunFolder(str(root / "run"), as_dict(self.settings))
         folder.path.mkdir()
         plan = Plan(self.settings.optim.epochs, size.steps, size.batch_size)
