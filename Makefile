@@ -2,14 +2,15 @@
 # make label-map-demo  label maps of real photographs, and pictures of what they say
 # make test            set up, lint, and run the tests
 # make lint            ruff and mypy alone
-# make gpu-check       on a machine with an NVIDIA GPU: the GPU tests, pooling and training benchmarks
+# make gpu-check       on a machine with an NVIDIA GPU: parity, speed and memory in one table, within 9 minutes
 #                      (make gpu-check PYTHON=python3: by that Python, which has what is needed; nothing is installed)
+# make gpu-kit         what such a Python needs besides torch, CuPy and numba, in one small archive
 # make bundle          all wheels and the built FFCV in one folder, for machines without network
 PYTHON ?= python3
 export PYTHON GPU
 PY := .venv/bin/python
 
-.PHONY: demo label-map-demo test gpu-check bundle lint setup clean
+.PHONY: demo label-map-demo test gpu-check gpu-kit bundle lint setup clean
 
 demo: setup
 	$(PY) -m scenes.demo
@@ -23,10 +24,10 @@ test: setup lint
 # With PYTHON=..., that Python as it is (torch, CuPy, FFCV and the built extension in it): no .venv, no network.
 GPU_PY := $(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(PY))
 gpu-check: $(if $(filter command line,$(origin PYTHON)),,setup)
-	$(GPU_PY) -c "import torch; assert torch.cuda.is_available(), 'no NVIDIA GPU here'; print(torch.cuda.get_device_name())"
-	RELABEL_TEST_GPU=1 $(GPU_PY) -m pytest -o addopts=-q -k on_a_gpu tests/test_pooling_cuda.py tests/test_augment.py tests/test_optimizers.py
-	$(GPU_PY) -m benchmarks.label_pooling
-	$(GPU_PY) -m benchmarks.training
+	$(GPU_PY) -m benchmarks.gpu_check
+
+gpu-kit: setup
+	bash setup/gpu_kit.sh
 
 bundle: setup
 	bash setup/bundle.sh

@@ -4,8 +4,7 @@
 
 The official computation is written from its formula with the official calls: scatter into a dense map, torchvision's
 `roi_align`, softmax. It takes the unpacked maps, ours the packed ones, as each loader returns them. On the CPU
-also: the time of decoding as many 500 x 375 JPEGs with FFCV's decoder. With a GPU: both on the GPU, and the time that
-copying the same bytes takes.
+also: the time of decoding as many 500 x 375 JPEGs with FFCV's decoder. On a GPU: benchmarks/gpu_check.py.
 """
 
 import argparse
@@ -33,12 +32,19 @@ from relabel.processes import use_all_cores
 NUM_CLASSES, TOP_K, SIZE = 1000, 5, 15
 
 
-def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Float maps `[B, 2, 5, 15, 15]`, packed maps, and the boxes of RandomResizedCrop on 500 x 375 images."""
+def inputs(batch: int, repeat: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Float maps `[B, 2, 5, 15, 15]`, packed maps, and the boxes of RandomResizedCrop on 500 x 375 images.
+
+    Args:
+        batch: B.
+        repeat: blocks of so many cells squared list the same classes, as neighboring cells of real maps do.
+    """
     rng = np.random.default_rng(0)
     scores = rng.normal(4, 4, (batch, TOP_K, SIZE, SIZE)).astype(np.float16).astype(np.float32)
     first = rng.integers(0, NUM_CLASSES - TOP_K, (batch, 1, SIZE, SIZE))
     classes = first + rng.permuted(np.arange(TOP_K)[None, :, None, None].repeat(batch, 0), axis=1)
+    block = np.arange(SIZE) // repeat * repeat
+    classes = classes[:, :, block][:, :, :, block]
     packed = np.stack([pack_label_map(s, c, "float16") for s, c in zip(scores, classes, strict=True)])
     sample, _ = CropSampler(0).compile()
     crops = np.array([sample(i, 375, 500) for i in range(batch)], np.float32)
@@ -151,37 +157,6 @@ def on_cpu(batches: list[int], rounds: int) -> None:
         )
 
 
-def on_gpu(batches: list[int], rounds: int) -> None:
-    print(f"\nGPU: {torch.cuda.get_device_name()}")
-    print("| batch | official ms | ours ms | ratio | copying bytes ms | ours / copying | extra MiB official | ours |")
-    print("|---|---|---|---|---|---|---|---|")
-    for batch in batches:
-        maps, packed, boxes = inputs(batch)
-        packed, boxes = packed.cuda(), boxes.cuda()
-        error = (official(maps, boxes) - label_pooling(packed, boxes, NUM_CLASSES)).abs().max().item()
-        assert error < 1e-5, error
-        bytes_moved = packed.nbytes + boxes.nbytes + 4 * batch * NUM_CLASSES
-        source = torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda")
-        target = torch.empty_like(source)
-        candidates = {
-            "official": lambda maps=maps, boxes=boxes: official(maps, boxes),
-            "ours": lambda packed=packed, boxes=boxes: label_pooling(packed, boxes, NUM_CLASSES),
-            "moving": lambda target=target, source=source: target.copy_(source),
-        }
-        times = medians(candidates, rounds, torch.cuda.synchronize)
-        memory = {}
-        for which in ("official", "ours"):
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            candidates[which]()
-            memory[which] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        print(
-            f"| {batch} | {1e3 * times['official']:.1f} | {1e3 * times['ours']:.4f} "
-            f"| {times['official'] / times['ours']:.0f}x | {1e3 * times['moving']:.4f} "
-            f"| {times['ours'] / times['moving']:.2f} | {memory['official']:.0f} | {memory['ours']:.1f} |"
-        )
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 256, 1024], help="images in a batch")
@@ -193,5 +168,3 @@ if __name__ == "__main__":
         f"numba {numba.__version__}"
     )
     on_cpu(arguments.batch, arguments.rounds)
-    if torch.cuda.is_available():
-        on_gpu(arguments.batch, arguments.rounds)

@@ -21,7 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,23 @@ BATCH, PASSES = 256, 2
 MEAN_255, STD_255 = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 255
 
 
+def photographs_or_noise() -> list[Image.Image]:
+    """scikit-image's photographs; without it noise whose spectrum falls as theirs does, by 1/f, which is said."""
+    try:
+        from skimage import data
+    except ImportError:
+        print("without scikit-image the JPEGs are of noise with a 1/f spectrum, not photographs")
+        rng, frequency = np.random.default_rng(0), np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))
+        frequency[0, 0] = 1
+        noise = [np.fft.irfft2(np.fft.rfft2(rng.normal(0, 1, (512, 512))) / frequency) for _ in range(12)]
+        planes = [np.clip(128 + 60 * plane / plane.std(), 0, 255).astype(np.uint8) for plane in noise]
+        return [Image.fromarray(np.stack(planes[i : i + 3], 2)) for i in range(0, 12, 3)]
+    return [Image.fromarray(p()[..., :3]) for p in (data.chelsea, data.astronaut, data.coffee, data.rocket)]
+
+
 def write_images(root: Path, count: int) -> None:
     """`count` JPEGs of ImageNet's size distribution, cropped from real photographs, and a label map for each."""
-    from skimage import data
-
-    photographs = [Image.fromarray(p()[..., :3]) for p in (data.chelsea, data.astronaut, data.coffee, data.rocket)]
+    photographs = photographs_or_noise()
     sizes, shares = [(500, 375), (375, 500), (500, 333), (640, 480), (400, 300)], [0.5, 0.17, 0.18, 0.05, 0.1]
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -74,18 +86,23 @@ def write_images(root: Path, count: int) -> None:
         (root / "images" / f"class{c}").mkdir()
 
 
-def pack(root: Path) -> None:
-    common: dict[str, Any] = {
-        "data_dir": str(root / "images"),
-        "axis_order": "yx",
-        "max_resolution": 0,
-        "num_workers": CORES,
-    }
-    maps = {"label_map_dir": str(root / "label_maps")}
-    pack_beton(Packing(write_path=str(root / "jpg.beton"), **common, **maps))
-    # As FFCV's own writer writes them:
-    pack_beton(Packing(write_path=str(root / "plain.beton"), restart_interval=0, **common, **maps))
-    pack_beton(Packing(write_path=str(root / "raw.beton"), write_mode="raw", **common, **maps))
+FILES: dict[str, dict[str, Any]] = {
+    "jpg": {},
+    "plain": {"restart_interval": 0},  # as FFCV's own writer writes them
+    "raw": {"write_mode": "raw"},
+}
+
+
+def pack(root: Path, files: Iterable[str] = FILES) -> None:
+    """`root/NAME.beton` of each of `files`."""
+    for name in files:
+        pack_beton(
+            Packing(
+                data_dir=str(root / "images"), label_map_dir=str(root / "label_maps"), axis_order="yx",
+                write_path=str(root / f"{name}.beton"), max_resolution=0, num_workers=CORES,
+                min_agreement=0, **FILES[name],  # 0: the maps are random
+            )
+        )  # fmt: skip
 
 
 class Passes(Loader):

@@ -31,7 +31,7 @@ class Training:
         precision = precision_of("fp32", CPU)
         self.run = Run(network, network, optimizer, precision, processes, average_of(network, 0.9))
         self.folder = RunFolder(str(path), {})
-        self.monitor = Monitor(self.run, self.folder, None, processes, Plan(9, STEPS, 2), 1, 0)
+        self.monitor = Monitor(self.run, self.folder, SimpleNamespace(data=dict), processes, Plan(9, STEPS, 2), 1, 0)
 
     def steps(self, count: int) -> None:
         for _ in range(count):

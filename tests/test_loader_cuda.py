@@ -294,15 +294,6 @@ def test_without_the_wait_for_the_memory_s_stream_it_is_written_while_in_use(com
     assert copies_by_then[0] > 0
 
 
-def test_without_it_the_last_batches_of_an_epoch_are_overwritten_by_the_next(compiled, decoded, monkeypatch):
-    runtime = early(monkeypatch)
-    without(monkeypatch, cuda_simulation.Stream, "wait_stream")
-    seen = epochs(runtime, like(compiled), 2)
-    monkeypatch.undo()
-    runtime.close()
-    assert wrong(seen[0], decoded) > 0
-
-
 def test_without_a_device_of_its_own_the_loader_s_thread_uses_gpu_0(compiled, monkeypatch):
     runtime = late(monkeypatch)
     torch.cuda.set_device(1)
