@@ -35,7 +35,7 @@ def test_maps_without_a_vertical_tell_nothing():
 def test_the_estimate_is_unbiased_and_its_error_is_right():
     found = [estimate(0.2, 60, seed) for seed in range(300)]
     differences = np.array([f.first - f.second for f in found])
-    assert differences.std() == pytest.approx(np.mean([f.error for f in found]), rel=0.15)
+    assert 0.9 < np.mean([f.error for f in found]) / differences.std() < 1.4  # the jackknife errs on the safe side
     none = [estimate(0.0, 60, seed) for seed in range(300)]
     values = np.array([f.first for f in none])
     assert abs(values.mean()) < 4 * values.std() / np.sqrt(300)

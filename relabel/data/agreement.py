@@ -60,7 +60,7 @@ class Agreement:
             f"label maps against single labels: the label is the pooled map's best class in {100 * first:.1f} %, among "
             f"its {most} best in {100 * share:.1f} % of {count:,} images"
         )
-        error = np.sqrt(share * (1 - share) / count)
+        error = np.sqrt(least * (1 - least) / count)  # of a share that is `least`: few images decide little
         advice = "; is this the right class list, do indices start at 0? cfg.min_agreement=0 packs it all the same"
         if least > 0 and share + CERTAIN * error < least:
             raise BadInput(f"{maps}: {line}, under cfg.min_agreement={least:g}{advice}")
