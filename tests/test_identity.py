@@ -164,6 +164,18 @@ def test_files_that_are_no_images_are_counted(tmp_path):
 # --- samples --------------------------------------------------------------------------------------------------
 
 
+def generator_command(images, maps, workers=0):
+    """`generate_label_maps.py` for two classes, by a ResNet-18 with random weights, which lie beside `maps`."""
+    weights = maps.with_name("net.pth")
+    if not weights.exists():
+        torch.save(build_model("resnet18", 2).state_dict(), weights)
+    return [
+        "generate_label_maps.py", f"--data.data_dir={images}", f"--maps.path={maps}", "--model.arch=resnet18",
+        f"--model.weights={weights}", "--model.num_classes=2", "--maps.size=3", "--maps.top_k=2",
+        f"--data.num_workers={workers}",
+    ]  # fmt: skip
+
+
 def equal_stems(root):
     write_colors(root, ["a", "b"], count=1)
     (root / "a" / "a_0.png").rename(root / "a" / "1.png")
@@ -173,13 +185,8 @@ def equal_stems(root):
 
 def test_images_that_differ_in_their_ending_share_no_label_map(tmp_path):
     images = equal_stems(tmp_path / "images")
-    torch.save(build_model("resnet18", 2).state_dict(), tmp_path / "net.pth")
     for path in ("maps", "maps.npy", "maps.beton"):
-        made = run(
-            "generate_label_maps.py", f"--data.data_dir={images}", f"--maps.path={tmp_path}/{path}",
-            "--model.arch=resnet18", f"--model.weights={tmp_path}/net.pth", "--model.num_classes=2", "--maps.size=3",
-            "--maps.top_k=2", "--data.num_workers=0",
-        )  # fmt: skip
+        made = run(*generator_command(images, tmp_path / path))
         assert made.returncode == 1 and "a/1.jpg differ only in" in made.stderr and "a/1.png: and" in made.stderr
     write_label_maps(tmp_path / "tree", [images / "a" / "1.png", images / "b" / "b_0.png"])
     with pytest.raises(BadSample, match="differ only in their ending"):
@@ -216,14 +223,9 @@ def test_nested_folders_of_equal_names_keep_their_maps(tmp_path):
 
 def test_a_tree_that_the_generator_wrote_of_nested_folders_is_packed(tmp_path):
     nested(tmp_path)
-    torch.save(build_model("resnet18", 2).state_dict(), tmp_path / "net.pth")
     stored = {}
     for path in ("made", "made.npy", "made.beton"):
-        made = run(
-            "generate_label_maps.py", f"--data.data_dir={tmp_path}/images", f"--maps.path={tmp_path}/{path}",
-            "--model.arch=resnet18", f"--model.weights={tmp_path}/net.pth", "--model.num_classes=2", "--maps.size=3",
-            "--maps.top_k=2", "--data.num_workers=0",
-        )  # fmt: skip
+        made = run(*generator_command(tmp_path / "images", tmp_path / path))
         assert made.returncode == 0, made.stderr
         if not path.endswith(".beton"):
             pack_folder(tmp_path / "images", tmp_path / f"{path}.packed.beton", label_map_dir=str(tmp_path / path))
@@ -345,12 +347,7 @@ def test_sides_that_no_jpeg_has_are_named_and_skipped(tmp_path, side):
 def test_one_broken_image_does_not_stop_the_generator_for_good(tmp_path, workers, store):
     images = write_colors(tmp_path / "images", ["a", "b"], count=3)
     (images / "a" / "a_1.png").write_bytes(b"no image")
-    torch.save(build_model("resnet18", 2).state_dict(), tmp_path / "net.pth")
-    command = [
-        "generate_label_maps.py", f"--data.data_dir={images}", f"--maps.path={tmp_path}/{store}",
-        "--model.arch=resnet18", f"--model.weights={tmp_path}/net.pth", "--model.num_classes=2", "--maps.size=3",
-        "--maps.top_k=2", f"--data.num_workers={workers}",
-    ]  # fmt: skip
+    command = generator_command(images, tmp_path / store, workers)
     stopped = run(*command)
     assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
     assert stopped.stderr.count("a_1.png: cannot be decoded") == 1

@@ -12,7 +12,17 @@ import torch
 from conftest import names_of, run
 from ffcv.types import HeaderType
 from PIL import Image
-from test_identity import ARCH, IDENTITY_NAMES, accuracy, nested, pack_folder, peaked, perfect_network, write_colors
+from test_identity import (
+    ARCH,
+    IDENTITY_NAMES,
+    accuracy,
+    generator_command,
+    nested,
+    pack_folder,
+    peaked,
+    perfect_network,
+    write_colors,
+)
 
 from relabel.checkpoints import saved_classes
 from relabel.data.beton import labels_of, read_header
@@ -200,12 +210,7 @@ def test_an_image_that_was_skipped_and_repaired_gets_its_map(tmp_path):
     images = write_colors(tmp_path / "images", ["a", "b"], count=3)
     good = (images / "a" / "a_1.png").read_bytes()
     (images / "a" / "a_1.png").write_bytes(b"no image")
-    torch.save(build_model("resnet18", 2).state_dict(), tmp_path / "net.pth")
-    command = [
-        "generate_label_maps.py", f"--data.data_dir={images}", f"--maps.path={tmp_path}/maps.npy",
-        "--model.arch=resnet18", f"--model.weights={tmp_path}/net.pth", "--model.num_classes=2", "--maps.size=3",
-        "--maps.top_k=2", "--data.num_workers=0", "--data.on_error=skip",
-    ]  # fmt: skip
+    command = [*generator_command(images, tmp_path / "maps.npy"), "--data.on_error=skip"]
     assert "5 label maps" in run(*command).stdout
     (images / "a" / "a_1.png").write_bytes(good)
     again = run(*command)
