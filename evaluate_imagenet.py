@@ -119,8 +119,7 @@ def main(settings: Settings) -> None:
     if data.multilabel_records:
         records = data.multilabel_records
         right, counts, line = read_multilabel_records(records, names, loader.num_classes, sets.classes)
-        if processes.first:
-            print(line)
+        processes.say(line)
         accuracy = val.class_averaged_multilabel(right, counts)
         rows.append(("Shankar et al.", "multi-label %, mean of classes", accuracy, int(counts.sum())))
     if data.imagenet_v2:

@@ -93,7 +93,7 @@ class Settings:
 def main(settings: Settings) -> None:
     model, data, maps = settings.model, settings.data, settings.maps
     processes = join(settings.compute.gpu, "nccl")
-    say = print if processes.first else (lambda _: None)
+    say = processes.say
     use_all_cores(processes.local_size)
     path = Path(maps.path)
     into_beton = path.suffix == ".beton"

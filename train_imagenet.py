@@ -134,7 +134,7 @@ def main(settings: Settings) -> None:
     if compute.distributed.use and compute.gpu < 0:
         start_one_process_a_gpu(compute.distributed.url, first=partial(packed, settings))
     processes = join(compute.gpu, compute.distributed.backend, compute.distributed.timeout)
-    say = print if processes.first else (lambda _: None)
+    say = processes.say
     use_all_cores(processes.local_size)
     torch.backends.cudnn.benchmark = True
     precision = precision_of(compute.precision, processes.device)

@@ -38,6 +38,11 @@ class Processes:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
+    def say(self, line: str) -> None:
+        """Print `line`, once for all processes."""
+        if self.first:
+            print(line)
+
     def share(self, batch_size: int, accumulate: int) -> int:
         """Images per process and micro-batch, of a batch over all processes in `accumulate` micro-batches.
 

@@ -36,8 +36,8 @@ class FolderLoader:
     def __init__(self, path: str, reading: Reading, batch_size: int, size: int, crop_ratio: float) -> None:
         folder = find_images(Path(path))
         index, line = align(folder.classes, reading.classes, reading.num_classes, path)
-        if reading.processes.first:
-            print("\n".join([*folder.remarks, *([line] if line else [])]), end="\n" if folder.remarks or line else "")
+        for said in [*folder.remarks, *([line] if line else [])]:
+            reading.processes.say(said)
         self.num_classes, self.num_workers = reading.num_classes, reading.num_workers
         self.batch_size = -(-batch_size // reading.processes.world_size)
         self.labels = index[[image.label for image in folder.images]]

@@ -165,8 +165,8 @@ def aligned(path: str, reading: Reading) -> Identity:
     header = read_header(path)
     contents, samples, labels = read_contents(header), read_sample_list(header), column(header, "label")
     index, line = align(contents.classes if contents else None, reading.classes, reading.num_classes, path)
-    if line and reading.processes.first:
-        print(line)
+    if line:
+        reading.processes.say(line)
     if labels.min() < 0 or labels.max() >= len(index):
         raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}, of {len(index):,} classes")
     names = list(samples.names) if samples else [f"sample {i}" for i in range(len(labels))]

@@ -75,7 +75,9 @@ def predict(
     model.eval()
     device = precision.device
     samples = on_device(loader.order_of(0), device)
-    allowed = None if classes is None else on_device(classes, device)
+    forbidden = None
+    if classes is not None:
+        forbidden = on_device(~np.isin(np.arange(loader.num_classes), classes), device)
     count = len(loader.labels)
     best = torch.zeros(count, min(5, loader.num_classes), dtype=torch.int64, device=device)
     confidence = torch.zeros(count, device=device)
@@ -89,10 +91,8 @@ def predict(
             if flip_average:
                 logits = (logits + model(images.flip(3))) / 2
         logits = logits.float()
-        if allowed is not None:
-            others = torch.ones(logits.shape[1], dtype=torch.bool, device=device)
-            others.index_fill_(0, allowed, False)
-            logits = logits.masked_fill(others, -torch.inf)
+        if forbidden is not None:
+            logits = logits.masked_fill(forbidden, -torch.inf)
         which = samples[done : done + len(labels)]
         best[which] = logits.topk(best.shape[1], dim=1).indices
         confidence[which] = logits.softmax(1).amax(1)
