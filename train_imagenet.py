@@ -19,18 +19,20 @@ steps.jsonl, curves.png, checkpoint.pt and the one before it; at the end weights
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
 
-import os
-import signal
+from relabel.official import OFFICIAL
+from relabel.settings import as_dict, load_settings
+from relabel.stopping import stop_at_once, stop_while_importing
+from relabel.training.settings import Settings
 
-if __name__ == "__main__":  # until stop_at_once: the libraries take seconds to import
-    for _number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(_number, lambda *_: (print("stopped while starting, nothing to save", flush=True), os._exit(75)))
+if __name__ == "__main__":  # the settings are read first: the libraries take seconds to import
+    stop_while_importing()
+    settings = load_settings(Settings, __doc__, OFFICIAL)
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from ffcv_fields import CropSampler
@@ -47,83 +49,15 @@ from relabel.data.reading import Reading, check_batch, classes_of, training_load
 from relabel.data.verification import verify
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import Model, build_model, check_input, compiled, load_weights, start_from
-from relabel.official import OFFICIAL
+from relabel.models import build_model, check_input, compiled, load_weights, start_from
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
-from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
-from relabel.stopping import stop_at_once
-from relabel.training.augment import CutMix, augment, cutmix, rng_of_step
-from relabel.training.environment import Compute, Logging, Util, Validation
+from relabel.training.augment import augment, cutmix, rng_of_step
 from relabel.training.monitor import Monitor, summary
-from relabel.training.optim import (
-    BatchNorm,
-    LearningRate,
-    Resolution,
-    WarmUp,
-    WeightDecay,
-    build_optimizer,
-    learning_rate,
-    set_learning_rate,
-)
+from relabel.training.optim import build_optimizer, learning_rate, set_learning_rate
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
-from relabel.training.targets import Relabel, soft_targets
-
-# --- settings -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """datasets, and how images are cropped and augmented"""
-
-    train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
-    val_dataset: str = setting(str, "the validation .beton; the same", "")
-    data_path: str = setting(str, "ImageNet's folder with train/ and val/, to pack from", "")
-    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: most cores, 1 on CPU", 0)
-    in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
-    decode: str = setting(Choice("fast", "exact"), "fast: only what is needed; exact: stock FFCV's pixels", "fast")
-    verify: bool = setting(Flag(), "check every sample of the training .beton against its checksum first", False)
-    relabel: Relabel = group(Relabel)
-    clean_labels: str = setting(str, "list of training labels to replace or leave out: PATH<tab>LABEL or -", "")
-    image_size: int = setting(Number(8, whole=True), "side of the crop in pixels", 224)
-    rrc_minimum: float = setting(Number(1e-3, 1), "minimum area of a random crop, fraction of the image's", 0.08)
-    crop_ratio: float = setting(Number(0.1, 1), "side of the validation crop, fraction of the shorter side", 0.875)
-    color_jitter: float = setting(Number(0, 1), "strength of brightness, contrast and saturation", 0.4)
-    lighting: float = setting(Number(0, 1), "standard deviation of PCA lighting", 0.1)
-    cutmix: CutMix = group(CutMix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    """optimizer and schedule"""
-
-    optimizer: str = setting(Choice("sgd", "adamp", "adamw", "lamb"), "optimizer", "sgd")
-    epochs: int = setting(Number(1, whole=True), "length of the run", 100)
-    start_epoch: int = setting(Number(0, whole=True), "resume at the start of this epoch", 0)
-    batch_size: int = setting(Number(1, whole=True), "batch size, over all GPUs", 512)
-    accumulate: int = setting(Number(1, whole=True), "gradient accumulation: micro-batches per step", 1)
-    lr: LearningRate = group(LearningRate)
-    warmup: WarmUp = group(WarmUp)
-    nesterov: bool = setting(Flag(), "Nesterov's momentum", True)
-    momentum: float = setting(Number(0, 1), "SGD's momentum, the others' first beta", 0.9)
-    wd: WeightDecay = group(WeightDecay)
-    label_smoothing: float = setting(Number(0, 1), "fraction of each target spread over all classes", 0.0)
-    bn: BatchNorm = group(BatchNorm)
-    ema_decay: float = setting(Number(0, 1), "decay per step of the weights' EMA, which is then validated; 0: off", 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    model: Model = group(Model)
-    data: Data = group(Data)
-    resolution: Resolution = group(Resolution)
-    optim: Optim = group(Optim)
-    validation: Validation = group(Validation)
-    compute: Compute = group(Compute)
-    logging: Logging = group(Logging)
-    util: Util = group(Util)
-
+from relabel.training.targets import soft_targets
 
 # --- the run --------------------------------------------------------------------------------------------------
 
@@ -286,11 +220,6 @@ def train_step(settings: Settings, run: Run, batches: Iterator[Batch]) -> None:
     run.optimizer_step()
 
 
-def run() -> NoReturn:
-    """The command line."""
-    stop_at_once()
-    run_command(partial(main, load_settings(Settings, __doc__, OFFICIAL)))
-
-
 if __name__ == "__main__":
-    run()
+    stop_at_once()
+    run_command(partial(main, settings))

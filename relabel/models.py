@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -15,21 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .checkpoints import plain_names, read_checkpoint, saved_classes
 from .errors import BadInput
 from .normalization import IMAGENET_MEAN, IMAGENET_STD, Renormalize
-from .settings import Flag, Number, setting
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of Inception v3 and GoogLeNet
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """the network"""
-
-    arch: str = setting(str, "a torchvision classifier, or timm/NAME", "resnet50")
-    num_classes: int = setting(Number(2, 32767, whole=True), "classes", 1000)
-    use_blurpool: bool = setting(Flag(), "blur before strided convolutions", False)
-    weights: str = setting(str, "checkpoint to start from; a head of another size is re-initialized", "")
-    sync_bn: bool = setting(Flag(), "batch norm over the whole batch of all GPUs", False)
-    compile: bool = setting(Flag(), "torch.compile", False)
 
 
 def build_model(

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from ..data.loader import Batch, Loader
 from ..errors import BadInput
-from ..processes import Processes, all_reduce_sum, barrier, hide_progress, leave
-from ..stopping import STOPPED, StopSignals
+from ..processes import Processes, all_reduce_sum, barrier, hide_progress
+from ..stopping import STOPPED, StopSignals, leave
 from .background import on_cpu
 from .curves import draw_curves
 from .export import WEIGHTS, export_weights
