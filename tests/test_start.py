@@ -7,21 +7,9 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-LIBRARIES = {
-    "torch",
-    "torchvision",
-    "timm",
-    "numba",
-    "ffcv",
-    "ffcv_fields",
-    "cupy",
-    "numpy",
-    "cv2",
-    "PIL",
-    "matplotlib",
-}
+LIBRARIES = {"torch", "torchvision", "timm", "numba", "ffcv", "ffcv_fields", "cupy", "numpy", "cv2", "matplotlib"}
 MISTAKES = {  # command: a mistaken setting, and what is said of it
-    "write_datasets": ("--cfg.jpeg_quality=200", "--cfg.data_dir is missing"),
+    "write_datasets": ("--cfg.data=images", "did you mean cfg.data_dir?"),
     "verify_datasets": ("--cfg.pth=train.beton", "did you mean cfg.path?"),
     "train_imagenet": ("--optim.epochs=none", "--optim.epochs is 'none'; must be an integer, 1 or more"),
     "evaluate_imagenet": ("--config-file=nowhere.yaml", "cannot read config file nowhere.yaml"),
