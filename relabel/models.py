@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -38,6 +37,8 @@ def build_model(
         BadInput: there is no such network; the message names the nearest.
     """
     if arch.startswith("timm/"):
+        import timm  # takes time: not where it is not needed
+
         known = [f"timm/{name}" for name in (*timm.list_models(), *timm.list_pretrained())]
     else:
         known = torchvision.models.list_models(module=torchvision.models)
@@ -71,6 +72,8 @@ def published_model(arch: str, num_classes: int) -> nn.Module:
     build_model(arch, num_classes)  # a name that does not exist is named
     try:
         if arch.startswith("timm/"):
+            import timm
+
             model = timm.create_model(arch.removeprefix("timm/"), pretrained=True)
         else:
             model = torchvision.models.get_model(arch, weights="DEFAULT")

@@ -85,7 +85,7 @@ def pack(settings: Packing) -> list[BadSample]:
     return left_out
 
 
-def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") -> str:
+def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", dry_run: bool = False) -> str:
     """The `.beton` to use: `path`, or one that is packed now from `data_path/split` if it does not exist yet.
 
     A file without a name of its own is packed again when it is of other images or label maps than asked for.
@@ -96,10 +96,11 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
             below `runs/packed` where that place cannot be written.
         data_path: the folder of `train/` and `val/`; empty: nothing is packed.
         label_map_dir: as in `Packing`; empty: none.
+        dry_run: nothing is to be written.
 
     Raises:
         BadInput: neither is given; `path` was packed from something else; packing fails, or is needed by several
-            processes at once.
+            processes at once or by a dry run.
     """
     if not path and not data_path:
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
@@ -113,9 +114,13 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
         raise BadInput(f"{name}: {'; '.join(others)}. Give another data.{split}_dataset, or delete this file")
     if not Path(source).is_dir():
         raise BadInput(f"data.data_path is {data_path}: there is no folder {source} to pack")
-    if started_by_torchrun():
+    if started_by_torchrun() or dry_run:
         why = "; ".join(others) if again else "no such file"
-        raise BadInput(f"{name}: {why}; pack it first with write_datasets.py, or start with one process")
+        raise BadInput(
+            f"{name}: {why}; pack it first with write_datasets.py{'' if dry_run else ', or start with one process'}"
+        )
+    if not path:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
     reasons = "; ".join(others) if again else "there is none yet"
     print(f"packing {source} into {name}: {reasons}", flush=True)
     pack(Packing(data_dir=source, label_map_dir=label_map_dir, write_path=name, overwrite="yes" if again else "no"))
@@ -128,7 +133,6 @@ def _place(data_path: str, name: str) -> str:
         return os.path.join(data_path, name)
     digest = hashlib.sha256(os.path.realpath(data_path).encode()).hexdigest()[:8]
     folder = Path("runs") / "packed" / f"{Path(data_path).resolve().name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"{data_path} cannot be written: packed files go to {folder}", flush=True)
     return str(folder / name)
 

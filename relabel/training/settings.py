@@ -156,6 +156,10 @@ class Validation:
     every: int = setting(Number(1, whole=True), "epochs between validations; the last is always validated", 1)
     multilabel_file: str = setting(str, "JSON, each sample's list of correct classes, for multi-label accuracy", "")
 
+    def due(self, epoch: int, epochs: int) -> bool:
+        """Whether accuracy is measured after an epoch, of a run of `epochs`."""
+        return (epoch + 1) % self.every == 0 or epoch + 1 == epochs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Logging:
@@ -172,6 +176,7 @@ class Util:
     """other uses"""
 
     print_freq: int = setting(Number(1, whole=True), "steps between reports: progress bar, steps.jsonl", 50)
+    dry_run: bool = setting(Flag(), "write nothing; say what the run will take, by a few steps", False)
     test_only: bool = setting(Flag(), "only evaluate test_weight_file", False)
     test_weight_file: str = setting(str, "checkpoint to evaluate", "")
 
