@@ -1,5 +1,6 @@
 """At once: `--help` and a mistaken setting are answered before any library is imported, which takes seconds."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -53,6 +54,21 @@ def test_a_command_that_pip_installs_is_the_file_s(script):
     assert result.returncode == 0 and not imported & LIBRARIES
     file = result.stdout.split()[1]
     assert file.removesuffix(".py") in MISTAKES and script.removeprefix("relabel-").split("-")[0] in file
+
+
+@pytest.mark.parametrize(
+    "given, count", [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "-")]
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(given, count):
+    """Said to OpenMP before anything loads it."""
+    script = "import relabel.settings, os, sys; print(os.environ.get('GOMP_SPINCOUNT', '-'), 'torch' in sys.modules)"
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment | given, capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout.split() == [count, "False"]
 
 
 def test_the_check_sees_what_a_command_imports():

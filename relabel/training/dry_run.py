@@ -46,11 +46,11 @@ def dry_run(
     seconds = {size: _seconds_per_step(run, loader, plan, size, step) for size in sorted(steps)}
     validation = _seconds_of_validation(run, validate)
     training = sum(seconds[size] * count for size, count in steps.items())
-    parts = ", ".join(f"{steps[size]:,} steps of {seconds[size]:.3g} s at {size} px" for size in seconds)
+    parts = ", ".join(f"{steps[size]:,} of {seconds[size]:.3g} s at {size} px" for size in seconds)
     line, enough = folder.room(*run.sizes())
     total = timedelta(seconds=round(training + validation * validations))
     run.processes.say(
-        f"{line}\ntime about {total}: {parts}; {validations:,} validations of {validation:.3g} s\n"
+        f"{line}\ntime about {total}; steps: {parts}; validations: {validations:,} of {validation:.3g} s\n"
         f"{peak_memory(run.processes.device)}\ndry run: nothing was written"
     )
     return int(not enough)
