@@ -1,6 +1,6 @@
 """A tiny packing and training, in a folder that goes away: the installation works, and numba's cache holds the kernels.
 
-`setup/install.sh` calls it. Without it the first run compiles the kernels, for some seconds.
+`setup/install.sh` calls it, by `python -m setup.first_run`. Without it the first run compiles the kernels.
 """
 
 import sys
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # not installed in a GPU kit
 from relabel.commands import call
 
 COUNT, CLASSES = 32, 2

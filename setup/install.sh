@@ -46,5 +46,5 @@ if [ -n "${GPU:-}" ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/n
 fi
 pip install --no-deps --no-build-isolation --editable .
 echo "setup: compiling the kernels, once"
-.venv/bin/python setup/first_run.py >/dev/null || stop "a first small training failed, as said above"
+.venv/bin/python -m setup.first_run >/dev/null || stop "a first small training failed, as said above"
 touch .venv/.installed

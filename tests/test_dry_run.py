@@ -37,7 +37,9 @@ def test_it_says_steps_time_disk_and_memory_and_writes_nothing(small, tmp_path):
 
 
 def test_of_a_resumed_run_it_says_what_is_left(small, tmp_path):  # noqa: F811
-    assert train(small, tmp_path / "run", "--optim.epochs=1").returncode == 0
+    result = train(small, tmp_path / "run", "--optim.epochs=1", "--util.print_freq=1")
+    assert result.returncode == 0
+    assert len(re.findall(r"^about 0:00:\d\d of training left; peak memory .* GB$", result.stdout, re.MULTILINE)) == 1
     before = files(small, tmp_path)
     result = train(small, tmp_path / "run", "--util.dry_run=True", "--optim.epochs=3")
     assert result.returncode == 1 and "holds a run already" in result.stderr
