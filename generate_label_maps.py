@@ -19,12 +19,15 @@ are fractions of the image.
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting.
 """
 
-import os
+from relabel.label_maps.settings import Settings
+from relabel.settings import load_settings
+
+if __name__ == "__main__":  # the settings are read first: the libraries take seconds to import
+    settings = load_settings(Settings, __doc__)
+
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -33,61 +36,14 @@ from relabel.commands import run_command
 from relabel.data.classes import network_classes
 from relabel.data.images import by_key, class_list_for, find_images
 from relabel.data.label_map_files import manifest_of
-from relabel.data.packing import Packing, list_skipped, pack
+from relabel.data.packing import list_skipped, pack
+from relabel.data.settings import Packing
 from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.generator import Archive, Generation, Tree, generate
 from relabel.locks import exclusive
 from relabel.precision import precision_of
 from relabel.processes import barrier, join, use_all_cores
-from relabel.settings import Choice, Number, group, load_settings, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """the annotator"""
-
-    arch: str = setting(str, "a torchvision classifier, timm/NAME, or efficientnet-lite0")
-    weights: str = setting(str, "its checkpoint, or published: torchvision's or timm's own", "published")
-    num_classes: int = setting(Number(2, 32767, whole=True), "its classes", 1000)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """the images"""
-
-    data_dir: str = setting(str, "folder of images, one folder per class")
-    num_workers: int = setting(Number(0, whole=True), "processes that decode, for each GPU", os.cpu_count())
-    on_error: str = setting(Choice("stop", "skip"), "at a bad image: stop, or leave it out and list it", "stop")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Maps:
-    """the label maps"""
-
-    path: str = setting(str, "the folder, .npy or .beton to write")
-    top_k: int = setting(Number(1, 100, whole=True), "classes in each cell", 5)
-    size: int = setting(Number(1, 255, whole=True), "cells along each side", 15)
-    image_size: int = setting(
-        Number(0, whole=True), "side of the resized image in pixels; 0: what gives the network that grid", 0
-    )
-    batch_size: int = setting(Number(1, whole=True), "images per step and process", 64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """numbers"""
-
-    precision: str = setting(Choice("auto", "fp32", "bf16", "fp16"), "auto: fp16 on a GPU, else fp32", "auto")
-    gpu: int = setting(Number(-1, whole=True), "GPU index; -1: the process's own", -1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    model: Model = group(Model)
-    data: Data = group(Data)
-    maps: Maps = group(Maps)
-    compute: Compute = group(Compute)
 
 
 def main(settings: Settings) -> None:
@@ -169,11 +125,5 @@ def main(settings: Settings) -> None:
             list_skipped(Path(f"{maps.path}.skipped.tsv"), bad)
 
 
-def run() -> NoReturn:
-    """The command line."""
-    settings = load_settings(Settings, __doc__)
-    run_command(partial(main, settings), interrupted="interrupted; the same command resumes")
-
-
 if __name__ == "__main__":
-    run()
+    run_command(partial(main, settings), interrupted="interrupted; the same command resumes")

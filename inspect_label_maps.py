@@ -12,11 +12,15 @@ pooled map's top-1 or among its top-5, entropy, how many images have several lab
 Exit codes: 0 done; 1 bad data, or the axis order is wrong.
 """
 
+from relabel.label_maps.settings import inspection_arguments
+
+if __name__ == "__main__":  # the arguments are read first: the libraries take seconds to import
+    arguments = inspection_arguments(__doc__)
+
 import argparse
 import html
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from ffcv_fields import CropSampler
@@ -27,7 +31,7 @@ from relabel.commands import run_command
 from relabel.data.classes import imagenet_classes, imagenet_names
 from relabel.data.orientation import orientation
 from relabel.errors import BadInput
-from relabel.label_maps.annotator import LITE0, DenseAnnotator, Preprocessing, annotator_network
+from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.inspection import Sample, Samples, axis_agreement, quality
 from relabel.processes import use_all_cores
 
@@ -150,29 +154,5 @@ def page(report: list[str], pictures: list[str]) -> str:
     return f"<!doctype html><meta charset='utf-8'><title>Label maps</title><h1>Label maps</h1><ul>{lines}</ul>{images}"
 
 
-def run() -> NoReturn:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", help="folder of images (with --label-maps)")
-    source.add_argument("--beton", help="a .beton with label maps")
-    parser.add_argument("--label-maps", help="the tree or archive of label maps")
-    parser.add_argument("--axis-order", choices=("auto", "xy", "yx"), default="auto", help="of the tree or archive")
-    parser.add_argument(
-        "--num-classes", type=int, default=1000, help="classes of the annotator, if no manifest names them [1000]"
-    )
-    parser.add_argument("--class-names", help="file of their names, one per line [ImageNet's, or the folders']")
-    parser.add_argument("--annotator", help=f"check the axis order by this network: timm/NAME, {LITE0}, ...")
-    parser.add_argument("--weights", default="published", help="its checkpoint [published]")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the pooled labels [1]")
-    parser.add_argument("--count", type=int, default=12, help="pictures [12]")
-    parser.add_argument("--most", type=int, default=5000, help="images in the report [5000]")
-    parser.add_argument("--out", type=Path, default=Path("runs/label_maps"), help="folder [runs/label_maps]")
-    arguments = parser.parse_args()
-    if bool(arguments.images) != bool(arguments.label_maps):
-        parser.error("--images and --label-maps go together")
-    run_command(partial(main, arguments), interrupted="interrupted; the pictures that were drawn are kept")
-
-
 if __name__ == "__main__":
-    run()
+    run_command(partial(main, arguments), interrupted="interrupted; the pictures that were drawn are kept")

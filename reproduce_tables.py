@@ -23,7 +23,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 
@@ -192,7 +191,7 @@ def main(arguments: argparse.Namespace) -> int:
     return code
 
 
-def run() -> NoReturn:
+def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("imagenet", "scenes"), default="imagenet", help="which comparisons")
@@ -210,8 +209,8 @@ def run() -> NoReturn:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of --suite scenes")
     arguments = parser.parse_args()
     arguments.runs = arguments.runs or Path("runs") / ("scenes" if arguments.suite == "scenes" else "tables")
-    run_command(partial(main, arguments), interrupted="interrupted; the same command resumes")
+    return arguments
 
 
 if __name__ == "__main__":
-    run()
+    run_command(partial(main, read_arguments()), interrupted="interrupted; the same command resumes")

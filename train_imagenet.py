@@ -9,6 +9,8 @@
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train_imagenet.py ...
   resume a run that was stopped or killed, also with another number of GPUs:
     (the same command) --resume=auto
+  what that will take, by a few steps: time, disk, memory; nothing is written:
+    (the same command) --util.dry_run
   the accuracy of a checkpoint, also one of the official project:
     python train_imagenet.py --config-file rn50_configs/relabel_rn50.yaml --data.val_dataset=val.beton \\
         --util.test_only=True --util.test_weight_file=rn50_relabel_78.9.pth
@@ -19,18 +21,20 @@ steps.jsonl, curves.png, checkpoint.pt and the one before it; at the end weights
 Exit codes: 0 done; 1 bad data or a failure; 2 a bad setting; 75 stopped by SIGTERM or SIGINT, state saved.
 """
 
-import os
-import signal
+from relabel.official import OFFICIAL
+from relabel.settings import as_dict, load_settings
+from relabel.stopping import stop_at_once, stop_while_importing
+from relabel.training.settings import Settings
 
-if __name__ == "__main__":  # until stop_at_once: the libraries take seconds to import
-    for _number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(_number, lambda *_: (print("stopped while starting, nothing to save", flush=True), os._exit(75)))
+if __name__ == "__main__":  # the settings are read first: the libraries take seconds to import
+    stop_while_importing()
+    settings = load_settings(Settings, __doc__, OFFICIAL)
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from ffcv_fields import CropSampler
@@ -45,92 +49,28 @@ from relabel.data.loader import Batch, Loader
 from relabel.data.packing import packed_once
 from relabel.data.reading import Reading, check_batch, classes_of, training_loader, validation_loader
 from relabel.data.verification import verify
+from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import Model, build_model, check_input, compiled, load_weights, start_from
-from relabel.official import OFFICIAL
+from relabel.models import build_model, check_input, compiled, load_weights, start_from
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
-from relabel.settings import Choice, Flag, Number, as_dict, group, load_settings, setting
-from relabel.stopping import stop_at_once
-from relabel.training.augment import CutMix, augment, cutmix, rng_of_step
-from relabel.training.environment import Compute, Logging, Util, Validation
+from relabel.training.augment import augment, cutmix, rng_of_step
+from relabel.training.dry_run import dry_run
 from relabel.training.monitor import Monitor, summary
-from relabel.training.optim import (
-    BatchNorm,
-    LearningRate,
-    Resolution,
-    WarmUp,
-    WeightDecay,
-    build_optimizer,
-    learning_rate,
-    set_learning_rate,
-)
+from relabel.training.optim import build_optimizer, learning_rate, set_learning_rate
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
-from relabel.training.targets import Relabel, soft_targets
-
-# --- settings -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """datasets, and how images are cropped and augmented"""
-
-    train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
-    val_dataset: str = setting(str, "the validation .beton; the same", "")
-    data_path: str = setting(str, "ImageNet's folder with train/ and val/, to pack from", "")
-    num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: most cores, 1 on CPU", 0)
-    in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
-    decode: str = setting(Choice("fast", "exact"), "fast: only what is needed; exact: stock FFCV's pixels", "fast")
-    verify: bool = setting(Flag(), "check every sample of the training .beton against its checksum first", False)
-    relabel: Relabel = group(Relabel)
-    clean_labels: str = setting(str, "list of training labels to replace or leave out: PATH<tab>LABEL or -", "")
-    image_size: int = setting(Number(8, whole=True), "side of the crop in pixels", 224)
-    rrc_minimum: float = setting(Number(1e-3, 1), "minimum area of a random crop, fraction of the image's", 0.08)
-    crop_ratio: float = setting(Number(0.1, 1), "side of the validation crop, fraction of the shorter side", 0.875)
-    color_jitter: float = setting(Number(0, 1), "strength of brightness, contrast and saturation", 0.4)
-    lighting: float = setting(Number(0, 1), "standard deviation of PCA lighting", 0.1)
-    cutmix: CutMix = group(CutMix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    """optimizer and schedule"""
-
-    optimizer: str = setting(Choice("sgd", "adamp", "adamw", "lamb"), "optimizer", "sgd")
-    epochs: int = setting(Number(1, whole=True), "length of the run", 100)
-    start_epoch: int = setting(Number(0, whole=True), "resume at the start of this epoch", 0)
-    batch_size: int = setting(Number(1, whole=True), "batch size, over all GPUs", 512)
-    accumulate: int = setting(Number(1, whole=True), "gradient accumulation: micro-batches per step", 1)
-    lr: LearningRate = group(LearningRate)
-    warmup: WarmUp = group(WarmUp)
-    nesterov: bool = setting(Flag(), "Nesterov's momentum", True)
-    momentum: float = setting(Number(0, 1), "SGD's momentum, the others' first beta", 0.9)
-    wd: WeightDecay = group(WeightDecay)
-    label_smoothing: float = setting(Number(0, 1), "fraction of each target spread over all classes", 0.0)
-    bn: BatchNorm = group(BatchNorm)
-    ema_decay: float = setting(Number(0, 1), "decay per step of the weights' EMA, which is then validated; 0: off", 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    model: Model = group(Model)
-    data: Data = group(Data)
-    resolution: Resolution = group(Resolution)
-    optim: Optim = group(Optim)
-    validation: Validation = group(Validation)
-    compute: Compute = group(Compute)
-    logging: Logging = group(Logging)
-    util: Util = group(Util)
-
+from relabel.training.targets import soft_targets
 
 # --- the run --------------------------------------------------------------------------------------------------
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> int | None:
     """Set everything up in the order of its use, then train, or only evaluate."""
     compute, logging, optim = settings.compute, settings.logging, settings.optim
+    if settings.util.dry_run and settings.util.test_only:
+        raise BadInput("util.dry_run tries a training; leave it out with util.test_only, which writes nothing either")
     if compute.distributed.use and compute.gpu < 0:
         start_one_process_a_gpu(compute.distributed.url, first=partial(packed, settings))
     processes = join(compute.gpu, compute.distributed.backend, compute.distributed.timeout)
@@ -152,36 +92,44 @@ def main(settings: Settings) -> None:
     if settings.util.test_only:
         if said := load_weights(network, settings.util.test_weight_file):
             say(f"{settings.util.test_weight_file}: {said}")
-        return say(summary(validate(network)))
+        say(summary(validate(network)))
+        return None
     loader = make_train_loader(settings, reading, train_path)
     if settings.model.weights and not saved:
         say(start_from(network, settings.model.weights, classes))
     run = make_run(settings, network, processes, precision)
     plan = Plan(optim.epochs, len(loader) // optim.accumulate, optim.batch_size)
+    if saved:
+        if said := folder.check_data(saved, loader.data(), plan.steps):
+            say(said)
+        run.restore(saved)
+    targets = f"label maps, pairing {reading.pairing}" if settings.data.relabel.use else "single labels"
+    say(
+        f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
+        f"{targets}, seed {seed}, epoch {run.epoch}, step {run.step} of {plan.epochs} epochs of {plan.steps:,} steps, "
+        f"{plan.epochs * plan.steps:,} in all"
+    )
+    if settings.util.dry_run:
+        folder.check_free(saved)
+        return dry_run(settings, run, folder, plan, loader, partial(train_step, settings, run), validate)
     monitor = Monitor(run, folder, loader, processes, plan, settings.util.print_freq, logging.checkpoint_minutes)
     with folder.begin(saved) if processes.first else nullcontext():
-        if saved:
-            monitor.restore(saved)
-        targets = f"label maps, pairing {reading.pairing}" if settings.data.relabel.use else "single labels"
-        say(
-            f"{folder.path}: {settings.model.arch}, {processes.world_size} x {processes.device.type}, targets from "
-            f"{targets}, seed {seed}, epoch {run.epoch}, step {run.step} of {plan.epochs} epochs of {plan.steps} steps"
-        )
         while run.epoch < optim.epochs:
             line = train_epoch(settings, run, loader, monitor)
-            if (run.epoch + 1) % settings.validation.every == 0 or run.epoch + 1 == optim.epochs:
+            if settings.validation.due(run.epoch, optim.epochs):
                 line |= validate(run.to_validate())
             say(summary(line))
             monitor.end_epoch(line)
         monitor.end_run()
+    return None
 
 
 def packed(settings: Settings) -> tuple[str, str]:
     """The `.beton` to train on and to validate on, packed if need be; to evaluate only, the latter alone."""
-    data, relabel, train = settings.data, settings.data.relabel, ""
+    data, relabel, train, dry = settings.data, settings.data.relabel, "", settings.util.dry_run
     if not settings.util.test_only:
-        train = packed_once("train", data.train_dataset, data.data_path, relabel.path if relabel.use else "")
-    return train, packed_once("val", data.val_dataset, data.data_path)
+        train = packed_once("train", data.train_dataset, data.data_path, relabel.path if relabel.use else "", dry)
+    return train, packed_once("val", data.val_dataset, data.data_path, dry_run=dry)
 
 
 def classes_of_network(settings: Settings, train_path: str) -> tuple[str, ...] | None:
@@ -224,7 +172,7 @@ def make_train_loader(settings: Settings, reading: Reading, path: str) -> Loader
     return check_batch(loader, optim.batch_size, optim.accumulate)
 
 
-def make_validate(settings: Settings, reading: Reading, path: str, precision: Precision) -> Callable[[Module], dict]:
+def make_validate(settings: Settings, reading: Reading, path: str, precision: Precision) -> partial[dict]:
     data, validation, size = settings.data, settings.validation, settings.validation.resolution
     loader = validation_loader(path, reading, validation.batch_size, size or data.image_size, data.crop_ratio)
     file = validation.multilabel_file
@@ -286,11 +234,6 @@ def train_step(settings: Settings, run: Run, batches: Iterator[Batch]) -> None:
     run.optimizer_step()
 
 
-def run() -> NoReturn:
-    """The command line."""
-    stop_at_once()
-    run_command(partial(main, load_settings(Settings, __doc__, OFFICIAL)))
-
-
 if __name__ == "__main__":
-    run()
+    stop_at_once()
+    run_command(partial(main, settings))

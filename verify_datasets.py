@@ -5,36 +5,22 @@
 Exit codes: 0 intact; 1 damaged, and the samples are named; 2 a bad setting.
 """
 
-from dataclasses import dataclass
+from relabel.data.settings import Verification
+from relabel.settings import load_settings
+
+if __name__ == "__main__":  # the settings are read first: the libraries take seconds to import
+    settings = load_settings(Verification, __doc__)
+
 from functools import partial
-from typing import NoReturn
 
 from relabel.commands import run_command
 from relabel.data.verification import verify
-from relabel.settings import group, load_settings, setting
 
 
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """what to check"""
-
-    path: str = setting(str, "the .beton")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    cfg: File = group(File)
-
-
-def main(settings: Settings) -> None:
+def main(settings: Verification) -> None:
     count = verify(settings.cfg.path)
     print(f"{settings.cfg.path}: {count:,} samples are as they were written")
 
 
-def run() -> NoReturn:
-    """The command line."""
-    run_command(partial(main, load_settings(Settings, __doc__)))
-
-
 if __name__ == "__main__":
-    run()
+    run_command(partial(main, settings))

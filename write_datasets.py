@@ -9,29 +9,21 @@
 Exit codes: 0 written; 1 bad data or a failure, and nothing was written; 2 a bad setting.
 """
 
-from dataclasses import dataclass
+from relabel.data.settings import Writing
+from relabel.settings import load_settings
+
+if __name__ == "__main__":  # the settings are read first: the libraries take seconds to import
+    settings = load_settings(Writing, __doc__)
+
 from functools import partial
-from typing import NoReturn
 
 from relabel.commands import run_command
-from relabel.data.packing import Packing, pack
-from relabel.settings import group, load_settings
+from relabel.data.packing import pack
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    cfg: Packing = group(Packing)
-
-
-def main(settings: Settings) -> None:
+def main(settings: Writing) -> None:
     pack(settings.cfg)
 
 
-def run() -> NoReturn:
-    """The command line."""
-    settings = load_settings(Settings, __doc__)
-    run_command(partial(main, settings), interrupted="interrupted; nothing was written")
-
-
 if __name__ == "__main__":
-    run()
+    run_command(partial(main, settings), interrupted="interrupted; nothing was written")

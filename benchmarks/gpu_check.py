@@ -35,6 +35,7 @@ import torchvision
 from ffcv_fields import label_pooling
 
 import train_imagenet
+from relabel.cores import usable_cores
 from relabel.processes import join, use_all_cores
 from relabel.training.augment import apply_draws
 
@@ -237,7 +238,7 @@ def main(size: Size, dry_run: bool) -> int:
     use_all_cores()
     name = "DRY RUN on the CPU: figures mean nothing" if dry_run else torch.cuda.get_device_name(device)
     print(
-        f"{name}; {len(os.sched_getaffinity(0))} cores, Python {sys.version.split()[0]}, torch {torch.__version__}, "
+        f"{name}; {usable_cores()} cores, Python {sys.version.split()[0]}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, CUDA {torch.version.cuda}, numba {numba.__version__}\n"
         "\n| check | result | goal | met |\n|---|---|---|---|"
     )

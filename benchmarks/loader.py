@@ -16,7 +16,6 @@ passes over the images, so that its start-up weighs less (an epoch of ImageNet h
 """
 
 import argparse
-import os
 import platform
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 from PIL import Image
 
+from relabel.cores import usable_cores
 from relabel.data.label_map_files import write_label_map
 from relabel.data.loader import Loader
 from relabel.data.packing import Packing
@@ -45,7 +45,7 @@ from relabel.training.targets import soft_targets
 
 from .label_pooling import official
 
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 BATCH, PASSES = 256, 2
 MEAN_255, STD_255 = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 255
 

@@ -14,7 +14,6 @@ and reports images/s, the fraction of time that training waits for data, and the
 """
 
 import argparse
-import os
 import platform
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor
 
 import train_imagenet
+from relabel.cores import usable_cores
 from relabel.data.loader import Batch, Loader
 from relabel.precision import precision_of
 from relabel.processes import Processes, join, use_all_cores
@@ -251,7 +251,7 @@ def main(size: Size) -> None:
     processes = join(-1, "nccl")
     device = processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
-    print(f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; {size}")
+    print(f"{name}, {usable_cores()} cores, torch {torch.__version__}; {size}")
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), size.count)
         measured = Training(Path(folder), size, processes).measure(until=float("inf"))

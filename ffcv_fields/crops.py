@@ -77,6 +77,23 @@ def random_resized_crop(key, height, width, scale_min, scale_max, log_ratio_min,
 
 
 @_jit
+def _key_of(address, index):
+    """`sample_key` for the seed and the epoch that stand at an address, uint64 `[2]`."""
+    state = nb.carray(cast_int_to_byte_ptr(address), 16).view(np.uint64)
+    return sample_key(state[0], state[1], index)
+
+
+@_jit
+def _crop_of(address, index, size, scale, log_ratio):
+    return random_resized_crop(_key_of(address, index), *size, *scale, *log_ratio)
+
+
+@_jit
+def _flips(address, index, flip_prob):
+    return uniform(_key_of(address, index), 0) < flip_prob
+
+
+@_jit
 def crop_box(y, x, h, w, height, width, box):
     """Write a crop in pixels into float32 `box`: `(x1, y1, x2, y2)` as fractions of the image."""
     box[0], box[1], box[2], box[3] = x / width, y / height, (x + w) / width, (y + h) / height
@@ -138,23 +155,17 @@ class CropSampler:
             `sample(index, height, width) -> (y, x, h, w)` in pixels of the stored image, and
             `flips(index) -> bool`, both for the epoch at the time of the call.
         """
-        address = self._seed_and_epoch.ctypes.data
-        scale_min, scale_max = self.scale
-        log_ratio_min, log_ratio_max = math.log(self.ratio[0]), math.log(self.ratio[1])
+        scale, log_ratio = self.scale, (math.log(self.ratio[0]), math.log(self.ratio[1]))
         flip_prob = self.flip_prob
-
-        @nb.njit(nogil=True, error_model="numpy")
-        def key_of(index):
-            state = nb.carray(cast_int_to_byte_ptr(address), 16).view(np.uint64)
-            return sample_key(state[0], state[1], index)
+        # What these call comes from numba's cache. (For an integer in their closures it would be compiled each time.)
+        address = np.array([self._seed_and_epoch.ctypes.data])
 
         @nb.njit(nogil=True, error_model="numpy")
         def sample(index, height, width):
-            key = key_of(index)
-            return random_resized_crop(key, height, width, scale_min, scale_max, log_ratio_min, log_ratio_max)
+            return _crop_of(address[0], index, (height, width), scale, log_ratio)
 
         @nb.njit(nogil=True, error_model="numpy")
         def flips(index):
-            return uniform(key_of(index), 0) < flip_prob
+            return _flips(address[0], index, flip_prob)
 
         return sample, flips

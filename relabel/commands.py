@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from .errors import BadInput, WorkerFailed
-from .processes import abandon, leave, lost_another
 from .settings import ROOT
+from .stopping import abandon, leave, lost_another
 
 
 def run_command(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:

@@ -2,10 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -15,21 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .checkpoints import plain_names, read_checkpoint, saved_classes
 from .errors import BadInput
 from .normalization import IMAGENET_MEAN, IMAGENET_STD, Renormalize
-from .settings import Flag, Number, setting
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of Inception v3 and GoogLeNet
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """the network"""
-
-    arch: str = setting(str, "a torchvision classifier, or timm/NAME", "resnet50")
-    num_classes: int = setting(Number(2, 32767, whole=True), "classes", 1000)
-    use_blurpool: bool = setting(Flag(), "blur before strided convolutions", False)
-    weights: str = setting(str, "checkpoint to start from; a head of another size is re-initialized", "")
-    sync_bn: bool = setting(Flag(), "batch norm over the whole batch of all GPUs", False)
-    compile: bool = setting(Flag(), "torch.compile", False)
 
 
 def build_model(
@@ -52,6 +37,8 @@ def build_model(
         BadInput: there is no such network; the message names the nearest.
     """
     if arch.startswith("timm/"):
+        import timm  # takes time: not where it is not needed
+
         known = [f"timm/{name}" for name in (*timm.list_models(), *timm.list_pretrained())]
     else:
         known = torchvision.models.list_models(module=torchvision.models)
@@ -85,6 +72,8 @@ def published_model(arch: str, num_classes: int) -> nn.Module:
     build_model(arch, num_classes)  # a name that does not exist is named
     try:
         if arch.startswith("timm/"):
+            import timm
+
             model = timm.create_model(arch.removeprefix("timm/"), pretrained=True)
         else:
             model = torchvision.models.get_model(arch, weights="DEFAULT")

@@ -8,16 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlparse
 
+import ffcv_fields  # noqa: F401 - before numba's threads are started, which `set_num_threads` does
 import numba
-import timm.layers
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .cores import usable_cores
 from .errors import BadInput
 
 GPU_FILE, DRIVER_FILE = Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")
@@ -102,7 +103,9 @@ class Processes:
             return network
         if self.device.type == "cpu":
             raise BadInput("model.sync_bn needs GPUs: torch's SyncBatchNorm takes no CPU tensors; set it to False")
-        return timm.layers.convert_sync_batchnorm(network)
+        from timm.layers import convert_sync_batchnorm  # takes a second to import
+
+        return convert_sync_batchnorm(network)
 
     def exchange_gradients(self, model: Any, last: bool) -> AbstractContextManager:
         """The context of a backward pass: only the last of a step's micro-batches synchronizes gradients."""
@@ -164,32 +167,6 @@ def _check_that_no_gpu_is_wasted() -> None:
     )
 
 
-def leave() -> None:
-    """Destroy the process group that `join` made, when all processes have come to their end."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def lost_another(error: Exception) -> bool:
-    """Whether an error only says that another process has left, or cannot be reached."""
-    signs = ("closed by peer", "reset by peer", "Timed out waiting")
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
-
-
-def abandon(message: str, code: int = 1) -> NoReturn:
-    """End this process, which has failed, with a message and an exit code.
-
-    Where there are others they are not waited for: tearing the process group down, as Python's own end does, is a
-    collective that they may never come to. The launcher (or the connection that breaks) ends them.
-    """
-    if message:
-        print(message, file=sys.stderr, flush=True)
-    if not dist.is_initialized():
-        sys.exit(code)
-    sys.stdout.flush()
-    os._exit(code)
-
-
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes, in place."""
     if dist.is_initialized():
@@ -240,7 +217,7 @@ def use_all_cores(processes: int = 1) -> None:
     Args:
         processes: that share this machine's cores.
     """
-    cores = max(1, numba.config.NUMBA_NUM_THREADS // processes)
+    cores = max(1, min(usable_cores() // processes, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(cores)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
 
@@ -256,5 +233,5 @@ def decoding_threads(asked: int, processes: Processes) -> int:
         return -(-asked // processes.local_size)
     if processes.device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) // processes.local_size
+    cores = usable_cores() // processes.local_size
     return max(1, cores - (2 if cores >= 8 else 1))

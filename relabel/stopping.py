@@ -1,11 +1,18 @@
-"""SIGTERM and SIGINT, which ask a training to stop: what they do before its first step, and after."""
+"""How a process stops: by SIGTERM or SIGINT, which ask a training to, or because it or another one has failed."""
 
 import os
 import signal
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 STOPPED = 75  # exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+def stop_while_importing() -> None:
+    """While the libraries are imported, where not every exception comes through: a signal ends the process itself."""
+    for number in NUMBERS:
+        signal.signal(number, _exit)
 
 
 def stop_at_once() -> None:
@@ -15,6 +22,11 @@ def stop_at_once() -> None:
     """
     for number in NUMBERS:
         signal.signal(number, _leave)
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    print("stopped while starting, nothing to save", flush=True)
+    os._exit(STOPPED)
 
 
 def _leave(number: int, frame: object) -> NoReturn:
@@ -37,3 +49,41 @@ class StopSignals:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+
+
+def leave() -> None:
+    """Destroy the process group that `relabel.processes.join` made, when all processes have come to their end."""
+    if in_group():
+        _distributed().destroy_process_group()
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error only says that another process has left, or cannot be reached."""
+    signs = ("closed by peer", "reset by peer", "Timed out waiting")
+    distributed = _distributed()
+    return (distributed and isinstance(error, distributed.DistError)) or any(sign in str(error) for sign in signs)
+
+
+def abandon(message: str, code: int = 1) -> NoReturn:
+    """End this process, which has failed, with a message and an exit code.
+
+    Where there are others they are not waited for: tearing the process group down, as Python's own end does, is a
+    collective that they may never come to. The launcher (or the connection that breaks) ends them.
+    """
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    if not in_group():
+        sys.exit(code)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def in_group() -> bool:
+    """Whether this process has joined others."""
+    distributed = _distributed()
+    return bool(distributed) and distributed.is_initialized()
+
+
+def _distributed() -> Any:
+    """torch.distributed, if anything has imported it: a command that needs no torch is not to wait for it."""
+    return sys.modules.get("torch.distributed")

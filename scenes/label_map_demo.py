@@ -10,7 +10,7 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from relabel.label_maps.annotator import LITE0
+from relabel.label_maps.settings import LITE0
 
 from .demo import command
 

@@ -45,4 +45,6 @@ if [ -n "${GPU:-}" ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/n
   pip install --no-deps cupy-cuda13x==14.2.0
 fi
 pip install --no-deps --no-build-isolation --editable .
+echo "setup: compiling the kernels, once"
+.venv/bin/python -m setup.first_run >/dev/null || stop "a first small training failed, as said above"
 touch .venv/.installed

@@ -41,20 +41,19 @@ def anchors(page):
 
 @cache
 def options(command):
-    """Names of a command's options, without the dashes: from its `--help`, where it has settings, or its source."""
+    """Names of a command's options, without the dashes: from its `--help`; of the other modules from the source."""
+    if command in COMMANDS:
+        result = run(f"{command}.py", "--help")
+        assert result.returncode == 0, result.stderr
+        return set(re.findall(r"^  (?:-\w(?: [A-Z_]+)?, )?--([\w.-]+)", result.stdout, re.MULTILINE))
     file = next(p for p in (ROOT / f"{command}.py", ROOT / f"{command.replace('.', '/')}.py") if p.is_file())
-    found = {
+    return {"help"} | {
         argument.value[2:]
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"
         for argument in node.args
         if isinstance(argument, ast.Constant) and str(argument.value).startswith("--")
     }
-    if found or command not in COMMANDS:
-        return found | {"help"}
-    result = run(f"{command}.py", "--help")
-    assert result.returncode == 0, result.stderr
-    return set(re.findall(r"^  --([\w.]+) ", result.stdout, re.MULTILINE)) | {"config-file", "config-file-path", "help"}
 
 
 @cache

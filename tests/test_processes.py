@@ -82,8 +82,7 @@ def test_the_tests_see_no_gpu_unless_they_are_asked_to():
 )
 def test_decoding_leaves_cores_to_each_gpu_s_trainer(monkeypatch, cores, local_size, threads):
     """Of the cores that this process may use, not of all that the machine has."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(os, "cpu_count", lambda: 256)
+    monkeypatch.setattr(processes, "usable_cores", lambda: cores)
     on_gpu = processes.Processes(0, local_size, 0, local_size, torch.device("cuda", 0))
     assert processes.decoding_threads(0, on_gpu) == threads
     assert processes.decoding_threads(24, on_gpu) == -(-24 // local_size)  # what is asked for is done

@@ -18,9 +18,10 @@ from relabel.evaluation.predictions import evaluate
 from relabel.models import BlurPoolConv2d, build_model, check_input, compiled, load_weights
 from relabel.precision import precision_of
 from relabel.processes import Processes
-from relabel.training.optim import Resolution, build_optimizer, learning_rate, optimizer_bytes
+from relabel.training.optim import build_optimizer, learning_rate, optimizer_bytes
 from relabel.training.run import Run, average_of
 from relabel.training.run_folder import bytes_of
+from relabel.training.settings import Resolution
 
 
 @pytest.mark.parametrize("arch, nearest", [("resnet5", "resnet50"), ("timm/rexnet_10", "timm/rexnet_100")])

@@ -179,9 +179,10 @@ def test_too_little_room_is_said(tmp_path, monkeypatch):
     enough = "at most 3.2 MB more with the weights at the end, 1 GB free"
     for free, says in ((10**9, enough), (10**6, "NOT ENOUGH ROOM")):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert folder.room(1_000_000, 100_000).endswith(says)
+        line, enough_room = folder.room(1_000_000, 100_000)
+        assert line.endswith(says) and enough_room == (free == 10**9)
     (tmp_path / "checkpoint.pt").write_bytes(bytes(1_000_000))
-    assert "at most 2.2 MB more" in folder.room(1_000_000, 100_000)
+    assert "at most 2.2 MB more" in folder.room(1_000_000, 100_000)[0]
 
 
 def test_labels_are_cleaned_and_a_head_of_another_size_is_reinitialized(small, tmp_path):

@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import ffcv_fields  # noqa: F401 - before FFCV
 import numpy as np
 from ffcv.reader import Reader
 from ffcv.types import FieldDescType, HeaderType

@@ -11,6 +11,7 @@ from queue import Full, Queue
 from threading import Event
 from typing import Any
 
+import ffcv_fields  # noqa: F401 - before FFCV
 import numba
 import numpy as np
 import torch

@@ -17,7 +17,6 @@ from ffcv.fields import IntField
 
 from ..errors import BadInput, BadSample
 from ..processes import started_by_torchrun
-from ..settings import Choice, Number, setting
 from .agreement import Agreement
 from .classes import read_class_list
 from .contents import Contents
@@ -25,55 +24,10 @@ from .images import ImageFile, by_key, class_list_for, find_images, read_image
 from .label_map_files import Source
 from .label_map_set import LabelMapSet, open_label_maps
 from .provenance import differences, provenance_of
+from .settings import Packing
 from .writer import Packed, Workers, write_beton
 
 ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out whatever share they are
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packing:
-    """what to pack and how"""
-
-    data_dir: str = setting(str, "folder of images, one folder per class")
-    write_path: str = setting(str, "the .beton to write")
-    label_map_dir: str = setting(
-        str, "label maps, a folder of CLASS/IMAGE.pt or .p, or an archive .npy; empty: none", ""
-    )
-    axis_order: str = setting(
-        Choice("auto", "xy", "yx"),
-        "how maps are stored, yx: rows first; auto: as their manifest says, else as their asymmetry shows",
-        "auto",
-    )
-    scores: str = setting(
-        Choice("auto", "logits", "probabilities"), "kind of scores; auto: as the manifest or the values show", "auto"
-    )
-    min_agreement: float = setting(
-        Number(0, 1), "least share of maps whose five best classes hold the single label; 0: any", 0.5
-    )
-    num_classes: int = setting(Number(0, 32767, whole=True), "classes, where some have no folder; 0: the folders", 0)
-    class_list: str = setting(str, "file of all class names, one a line in order of their index; empty: folders", "")
-    score_dtype: str = setting(Choice("float16", "float32"), "how scores are stored", "float16")
-    write_mode: str = setting(
-        Choice("jpg", "raw", "smart", "proportion"),
-        "as FFCV's RGBImageField: jpg, raw pixels, smart (FFCV's; raw), or a proportion of jpg",
-        "jpg",
-    )
-    compress_probability: float = setting(Number(0, 1), "share of jpg in write_mode=proportion", 0.5)
-    max_resolution: int = setting(Number(0, 65535, whole=True), "longest side stored, in pixels; 0: unchanged", 500)
-    jpeg_quality: int = setting(Number(1, 100, whole=True), "quality of stored JPEGs", 90)
-    restart_interval: int = setting(
-        Number(0, 65535, whole=True),
-        "MCUs (16 x 16 pixels) between a JPEG's restart markers, where the decoding of crops begins; 0: none",
-        4,
-    )
-    num_workers: int = setting(Number(1, whole=True), "worker processes", os.cpu_count() or 1)
-    chunk_size: int = setting(Number(1, whole=True), "images a worker takes at a time", 100)
-    subset: int = setting(Number(-1, whole=True), "pack the first so many images; -1: all", -1)
-    on_error: str = setting(
-        Choice("stop", "skip"), "at a bad image or label map: stop, or leave it out and list it", "stop"
-    )
-    max_skipped: float = setting(Number(0, 1), "greatest share of samples that may be left out (10 always may)", 0.01)
-    overwrite: str = setting(Choice("no", "yes"), "replace an existing file", "no")
 
 
 def pack(settings: Packing) -> list[BadSample]:
@@ -131,7 +85,7 @@ def pack(settings: Packing) -> list[BadSample]:
     return left_out
 
 
-def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") -> str:
+def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", dry_run: bool = False) -> str:
     """The `.beton` to use: `path`, or one that is packed now from `data_path/split` if it does not exist yet.
 
     A file without a name of its own is packed again when it is of other images or label maps than asked for.
@@ -142,10 +96,11 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
             below `runs/packed` where that place cannot be written.
         data_path: the folder of `train/` and `val/`; empty: nothing is packed.
         label_map_dir: as in `Packing`; empty: none.
+        dry_run: nothing is to be written.
 
     Raises:
         BadInput: neither is given; `path` was packed from something else; packing fails, or is needed by several
-            processes at once.
+            processes at once or by a dry run.
     """
     if not path and not data_path:
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
@@ -159,9 +114,13 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "") 
         raise BadInput(f"{name}: {'; '.join(others)}. Give another data.{split}_dataset, or delete this file")
     if not Path(source).is_dir():
         raise BadInput(f"data.data_path is {data_path}: there is no folder {source} to pack")
-    if started_by_torchrun():
+    if started_by_torchrun() or dry_run:
         why = "; ".join(others) if again else "no such file"
-        raise BadInput(f"{name}: {why}; pack it first with write_datasets.py, or start with one process")
+        raise BadInput(
+            f"{name}: {why}; pack it first with write_datasets.py{'' if dry_run else ', or start with one process'}"
+        )
+    if not path:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
     reasons = "; ".join(others) if again else "there is none yet"
     print(f"packing {source} into {name}: {reasons}", flush=True)
     pack(Packing(data_dir=source, label_map_dir=label_map_dir, write_path=name, overwrite="yes" if again else "no"))
@@ -174,7 +133,6 @@ def _place(data_path: str, name: str) -> str:
         return os.path.join(data_path, name)
     digest = hashlib.sha256(os.path.realpath(data_path).encode()).hexdigest()[:8]
     folder = Path("runs") / "packed" / f"{Path(data_path).resolve().name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"{data_path} cannot be written: packed files go to {folder}", flush=True)
     return str(folder / name)
 

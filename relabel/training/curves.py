@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..files import atomic
 
@@ -15,6 +14,8 @@ def draw_curves(runs: dict[str, list[dict]], file: Path) -> None:
         runs: name -> lines of its log.
         file: the PNG to write.
     """
+    from matplotlib.figure import Figure  # not before the first step, which it would keep waiting
+
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for i, (name, lines) in enumerate(runs.items()):

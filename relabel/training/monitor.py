@@ -1,7 +1,6 @@
 """Everything around the training steps: progress bar, logs, checkpoints, signals, losses that are not finite."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -15,14 +14,13 @@ from tqdm import tqdm
 
 from ..data.loader import Batch, Loader
 from ..errors import BadInput
-from ..processes import Processes, all_reduce_sum, barrier, hide_progress, leave
-from ..stopping import STOPPED, StopSignals
+from ..processes import Processes, all_reduce_sum, barrier, hide_progress
+from ..stopping import STOPPED, StopSignals, leave
 from .background import on_cpu
 from .curves import draw_curves
 from .export import WEIGHTS, export_weights
-from .optim import optimizer_bytes
-from .run import Plan, Run
-from .run_folder import RunFolder, bytes_of, read_log
+from .run import Plan, Run, peak_memory
+from .run_folder import RunFolder, read_log
 
 
 class Monitor:
@@ -51,22 +49,9 @@ class Monitor:
     ) -> None:
         self.run, self.folder, self.loader, self.processes, self.plan = run, folder, loader, processes, plan
         self.print_freq, self.minutes, self.stop = print_freq, checkpoint_minutes, StopSignals()
-        self._saved, self._data = time.monotonic(), loader.data()
+        self._saved, self._data, self._reports = time.monotonic(), loader.data(), 0
         if processes.first:
-            weights = bytes_of(run.network.state_dict())
-            averages = weights if run.ema else 0
-            print(folder.room(weights + averages + optimizer_bytes(run.optimizer), weights), flush=True)
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Resume from the checkpoint `saved`; a line says where the data have changed since.
-
-        Raises:
-            BadInput: the rest of its epoch would be of other samples.
-        """
-        line = self.folder.check_data(saved, self._data, self.plan.steps)
-        if line and self.processes.first:
-            print(line, flush=True)
-        self.run.restore(saved)
+            print(folder.room(*run.sizes())[0], flush=True)
 
     def begin_epoch(self) -> None:
         """Before the first step, of an epoch or of what is left of it."""
@@ -126,14 +111,16 @@ class Monitor:
             "images_per_second": steps * self.plan.batch_size / seconds,
             "data_wait": waited / seconds,
         }
-        left = self.plan.steps * (self.plan.epochs - run.epoch) - run.step
+        left = timedelta(seconds=round((self.plan.steps * (self.plan.epochs - run.epoch) - run.step) * seconds / steps))
         self._progress.set_postfix_str(
-            f"loss {line['loss']:.3f}, waiting for data {line['data_wait']:.0%}, "
-            f"run done in {timedelta(seconds=round(left * seconds / steps))}",
-            refresh=False,
+            f"loss {line['loss']:.3f}, waiting for data {line['data_wait']:.0%}, run done in {left}", refresh=False
         )
         self._progress.update(steps * self.plan.batch_size)
+        self._reports += 1
         if self.processes.first:
+            if self._reports == 2:  # by the first, everything is compiled and allocated
+                self._progress.clear()
+                print(f"about {left} of training left; {peak_memory(self.processes.device)}", flush=True)
             self.folder.background.check()
             self.folder.log("steps", line, at=run.epoch * self.plan.steps + run.step)
             if save or stopping:
@@ -190,8 +177,8 @@ class Monitor:
         self.folder.background.wait()
         path = self.folder.path
         export_weights(self.run.validated, path, self.folder.settings, read_log(path)[-1], self.folder.classes)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of this process's resident size
-        print(f"done: {path}/log.jsonl, curves.png, checkpoint.pt, {', '.join(WEIGHTS)}; peak memory {peak:.2f} GiB")
+        peak = peak_memory(self.processes.device)
+        print(f"done: {path}/log.jsonl, curves.png, checkpoint.pt, {', '.join(WEIGHTS)}; {peak}")
 
     def _save(self, then: Callable[[], None] = lambda: None) -> None:
         """Have the state as it is now written, and `then` done, while training goes on; wait for the save before."""

@@ -1,14 +1,12 @@
 """Optimizer, learning-rate schedule and image-size schedule of the recipes."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..settings import Choice, Flag, Number, setting
 from .adamp import AdamP, Lamb
 
 
@@ -96,55 +94,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The same learning rate for all parameters."""
     for parameters in optimizer.param_groups:
         parameters["lr"] = lr
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resolution:
-    """progressive resizing, in pixels and epochs"""
-
-    min_res: int = setting(Number(0, whole=True), "first image size; 0: always data.image_size", 0)
-    max_res: int = setting(Number(0, whole=True), "last image size", 0)
-    start_ramp: int = setting(Number(0, whole=True), "epoch at which it starts to grow", 0)
-    end_ramp: int = setting(Number(0, whole=True), "epoch at which max_res is reached", 0)
-
-    def at(self, epoch: int, image_size: int) -> int:
-        """Side of the training crop in an epoch, in pixels; without progressive resizing `image_size`.
-
-        `min_res` up to `start_ramp`, `max_res` from `end_ramp`, linear in steps of 32 pixels between.
-        """
-        if not self.min_res:
-            return image_size
-        if epoch <= self.start_ramp:
-            return self.min_res
-        if epoch >= self.end_ramp:
-            return self.max_res
-        grown = (self.max_res - self.min_res) * (epoch - self.start_ramp) / (self.end_ramp - self.start_ramp)
-        return max(self.min_res, min(self.max_res, round((self.min_res + grown) / 32) * 32))
-
-    def sizes(self, epochs: int, image_size: int) -> set[int]:
-        """All that `at` says in a run of `epochs`."""
-        return {self.at(epoch, image_size) for epoch in range(epochs)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRate:
-    init: float = setting(Number(0), "peak learning rate, for the whole batch", 0.5)
-    decay_type: str = setting(Choice("cos", "linear", "step", "default"), "step: a tenth every 30 epochs", "cos")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmUp:
-    lr: float = setting(Number(0), "learning rate at the start of the warm-up", 0.0)
-    epochs: float = setting(Number(0), "length of the linear warm-up", 5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightDecay:
-    base: float = setting(Number(0), "weight decay", 1e-5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNorm:
-    momentum: float = setting(Number(0, 1), "batch norm's weight of the past (1 - torch's momentum)", 0.9)
-    eps: float = setting(Number(0), "batch norm's epsilon", 1e-5)
-    decay: bool = setting(Flag(), "weight decay also on batch norm's parameters", True)

@@ -1,14 +1,19 @@
 """The state of a training run: what its steps change, and its position."""
 
+import resource
 from copy import deepcopy
 from dataclasses import dataclass
+from os import sysconf
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..files import in_units
 from ..precision import Precision
 from ..processes import Processes
+from .optim import optimizer_bytes
+from .run_folder import bytes_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Run:
         """`validated`, with buffers that are the same in all processes."""
         self.processes.share_buffers(self.network, *([self.ema.module] if self.ema else []))
         return self.validated
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a checkpoint, and of the weights alone."""
+        weights = bytes_of(self.network.state_dict())
+        return (2 if self.ema else 1) * weights + optimizer_bytes(self.optimizer), weights
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's loss to this step's, float32 `[]`."""
@@ -124,3 +134,12 @@ class Average:
 def average_of(network: nn.Module, decay: float) -> Average | None:
     """The EMA of `network`; None where `decay` is 0."""
     return Average(network, decay) if decay else None
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has held so far, in words."""
+    peak = in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    line = f"peak memory {peak} of {in_units(sysconf('SC_PHYS_PAGES') * sysconf('SC_PAGE_SIZE'))}"
+    if device.type == "cuda":
+        line += f", {in_units(torch.cuda.max_memory_reserved())} of the GPU's {in_units(torch.cuda.mem_get_info()[1])}"
+    return line

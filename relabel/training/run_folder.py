@@ -153,11 +153,15 @@ class RunFolder:
             with self.background:
                 yield
 
-    def _prepare(self, saved: dict[str, Any] | None) -> None:
+    def check_free(self, saved: dict[str, Any] | None) -> None:
+        """Raise BadInput where a fresh run (`saved` is None) would overwrite one that is there."""
         if saved is None and any((self.path / name).exists() for name in CHECKPOINTS):
             raise BadInput(
                 f"{self.path} holds a run already: --resume=auto resumes it, another --logging.folder keeps it"
             )
+
+    def _prepare(self, saved: dict[str, Any] | None) -> None:
+        self.check_free(saved)
         write_text(self.path / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         # What was logged after the checkpoint will be repeated.
         epoch, step = (saved["epoch"], saved["step"]) if saved else (0, 0)
@@ -197,8 +201,8 @@ class RunFolder:
         with atomic(newest, keep=before, size=bytes_of(state)) as temporary, open(temporary, "wb") as file:
             torch.save(state | {"settings": self.settings, "classes": self.classes and list(self.classes)}, file)
 
-    def room(self, checkpoint: int, weights: int) -> str:
-        """What the run's files will take, in words.
+    def room(self, checkpoint: int, weights: int) -> tuple[str, bool]:
+        """What the run's files will take, in words, and whether there is room for them.
 
         Args:
             checkpoint: bytes of one; the newest, the one before and the next while it is written are there at once.
@@ -207,10 +211,11 @@ class RunFolder:
         folder = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
         there = sum(f.stat().st_size for f in (self.path / name for name in (*CHECKPOINTS, *WEIGHTS)) if f.exists())
         needed, free = 3 * checkpoint + 2 * weights - there, shutil.disk_usage(folder).free
-        return (
+        line = (
             f"{self.path}: checkpoints of {in_units(checkpoint)}; at most {in_units(max(needed, 0))} more with the "
             f"weights at the end, {in_units(free)} free{': NOT ENOUGH ROOM' if needed > free else ''}"
         )
+        return line, needed <= free
 
 
 def bytes_of(state: Any) -> int:

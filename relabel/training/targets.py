@@ -1,25 +1,10 @@
 """The paper's core: the soft multi-label target of each random crop."""
 
-from dataclasses import dataclass
-
 import torch
 from ffcv_fields import label_pooling
 from torch.nn.functional import one_hot
 
 from ..data.loader import Batch
-from ..settings import Choice, Flag, Number, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relabel:
-    use: bool = setting(Flag(), "targets pooled from label maps; else single labels", True)
-    localized: bool = setting(Flag(), "pool over the crop; else over the full image", True)
-    multi: bool = setting(Flag(), "soft targets; else the best class of each alone", True)
-    temperature: float = setting(Number(1e-3), "scores are divided by it before the softmax", 1.0)
-    pairing: str = setting(
-        Choice("image", "official"), "region to pool. image: the crop's; official: the official code's", "image"
-    )
-    path: str = setting(str, "folder of label maps, to pack from", "")
 
 
 def soft_targets(

