@@ -2,7 +2,7 @@
 
   a checkpoint (ours, the official project's, any state dict) on everything that is there:
     python evaluate_imagenet.py --model.arch=resnet50 --model.weights=runs/relabel_rn50/checkpoint.pt \\
-        --data.val=val.beton --data.real=real.json --data.multilabel_records=imagenet2012_multilabel.json \\
+        --data.val=val.beton --data.real=real.json --data.multilabel_records=human_accuracy_v3.0.0.json \\
         --data.imagenet_v2=imagenetv2 --data.imagenet_a=imagenet-a --data.imagenet_c=ImageNet-C
   a network with the weights that torchvision or timm publish for it:
     python evaluate_imagenet.py --model.arch=timm/resnet50.a1_in1k --model.weights=published --data.val=ILSVRC/val
@@ -60,7 +60,7 @@ class Data:
 
     val: str = setting(str, "ImageNet's validation set: top-1, top-5", "")
     real: str = setting(str, "ReaL's real.json, for the images of data.val", "")
-    multilabel_records: str = setting(str, "Shankar et al.'s records as JSON, for the images of data.val", "")
+    multilabel_records: str = setting(str, "Shankar et al.'s human_accuracy_*.json, for the images of data.val", "")
     imagenet_v2: str = setting(str, "ImageNetV2: a variant, or the folder of the three variants", "")
     imagenet_a: str = setting(str, "ImageNet-A: accuracy among its 200 classes", "")
     imagenet_r: str = setting(str, "ImageNet-R: the same", "")

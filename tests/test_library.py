@@ -31,7 +31,7 @@ def run_example(folders, beton, tmp_path_factory):
 
 @pytest.mark.parametrize("example", [FFCV, TORCHVISION], ids=["ffcv", "torchvision"])
 def test_an_example_has_twenty_lines_and_pools_as_the_reference_does(example, run_example):
-    assert len(example.splitlines()) <= 20
+    assert sum(bool(line) for line in example.splitlines()) <= 20
     names = run_example(example)
     images, maps, boxes = names["images"], names["label_maps"].numpy(), names["crop_boxes"].numpy()
     assert images.shape[1:] == (3, 224, 224) and len(images) == len(names["labels"]) == 16
