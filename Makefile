@@ -44,7 +44,7 @@ docs: setup
 
 # FFCV's metadata come from its setup.py, which asks pkg-config for OpenCV.
 lock: setup
-	PKG_CONFIG_PATH=setup/opencv UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile --quiet \
+	PKG_CONFIG_PATH=$(CURDIR)/setup/opencv UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile --quiet \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(if $(UPGRADE),--upgrade) \
 	    --extra label-map-demo --extra dev --extra docs --output-file requirements.lock pyproject.toml
 

@@ -23,7 +23,9 @@ from test_train import OFFICIAL_BASE
 
 from relabel.data.classes import imagenet_classes
 
-START = re.compile(r"(?:\w+=\S+ )*(?:\.venv/bin/)?(?:python3?|torchrun|make|pip|bash|tar|\.|relabel-[a-z-]+) \S")
+START = re.compile(
+    r"(?:\w+=(?:\"[^\"]*\"|\S+) )*(?:\.venv/bin/)?(?:python3?|torchrun|make|pip|bash|tar|\.|relabel-[a-z-]+) \S"
+)
 # What makes a documented command small enough for a test, by what it contains.
 ONE_EPOCH = ["--model.arch=resnet18", "--optim.epochs=1", "--optim.batch_size=500"]
 SMALLER = {
@@ -37,7 +39,7 @@ SMALLER = {
 NOT_RUN = {
     r"-m scenes\.demo|--suite scenes": "minutes of training; the steps are run by test_train.py, test_reproduce.py",
     r"rn50_configs/demo\.yaml": "the demo's training: test_train.py",
-    r"-m (pytest|ruff|zensical|uv)": "tests, lint, site (test_site.py) and lock (test_install.py)",
+    r"-m (pytest|ruff|zensical|uv|build)": "tests, lint, site (test_site.py), lock and wheel (test_install.py)",
     r"\bpip install|activate|relabel-gpu-kit|bundle/install|setup/": "installs or collects packages",
     r"benchmarks\.(?!feeding)|tests/(faults|fuzz_beton|fuzz_jpeg)\.py": "measures for minutes",
     r"torchrun": "several GPUs or machines: test_distributed.py, test_two_hosts.py",
@@ -49,12 +51,12 @@ WRITES = re.compile(r"--(?:cfg\.write_path|maps\.path)=(\S+)")
 
 
 def documented():
-    """Every command in a block or span of a page, once, without its comment; of `make`, what it runs."""
-    commands = {}
+    """Every command in a block or span of a page, once, without its comment; of `make`, the first that it runs."""
+    commands, makefile = {}, re.sub(r"\\\n\s*", "", (ROOT / "Makefile").read_text())
     for line in (line.strip() for page in PAGES for line in code(page)):
         if target := re.match(r"make ([\w-]+)", line):
-            rule = re.search(rf"^{target[1]}:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-            line = re.sub(r"\$\((?:GPU_)?PY\)", "python", rule[1])
+            (recipe,) = re.findall(rf"^{target[1]}:.*\n(?:\t(.*))?", makefile, re.MULTILINE)
+            line = re.sub(r"\$\((?:GPU_)?PY\)", "python", recipe)
         if START.match(line):
             commands[" ".join(shlex.split(line, comments=True, posix=False))] = None
     return list(commands)

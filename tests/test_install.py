@@ -1,16 +1,20 @@
-"""What is installed: complete, as pyproject.toml asks for it, and from nowhere but PyPI."""
+"""What is installed: complete, as pyproject.toml asks for it, and from nowhere but PyPI. And what is built."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LOCK = (ROOT / "requirements.lock").read_text()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+PACKAGES = [name.replace(".", "/") for name in PYPROJECT["tool"]["setuptools"]["packages"]]
 LOCKED_EXTRAS = ("label-map-demo", "docs", "dev")  # as in `make lock`
 
 
@@ -30,3 +34,20 @@ def test_the_lock_pins_what_pyproject_asks_for_and_names_no_place():
     assert "://" not in LOCK and "--" not in LOCK
     for extra in LOCKED_EXTRAS:
         assert f"--extra {extra} " in (ROOT / "Makefile").read_text()
+
+
+def test_the_sdist_builds_a_wheel_with_all_that_is_loaded_and_no_sources_of_the_extension(tmp_path):
+    project = tmp_path / "project"
+    for folder in {name.split("/")[0] for name in PACKAGES}:
+        shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", *ROOT.glob("*.py")):
+        shutil.copy(ROOT / file, project)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]  # the wheel from the sdist
+    result = subprocess.run(build, cwd=project, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    sources = [path for folder in PACKAGES for path in (ROOT / folder).iterdir() if path.suffix not in (".pyc", ".so")]
+    wanted = {str(path.relative_to(ROOT)) for path in sources if path.is_file()}
+    assert wanted <= set(names) and any(re.fullmatch(r"ffcv_fields/_crop_decode\..*\.so", name) for name in names)
+    assert not [name for name in names if name.endswith((".c", ".h"))]
