@@ -41,7 +41,7 @@ NOT_RUN = {
     r"rn50_configs/demo\.yaml": "the demo's training: test_train.py",
     r"-m (pytest|ruff|zensical|uv|build)": "tests, lint, site (test_site.py), lock and wheel (test_install.py)",
     r"\bpip install|activate|relabel-gpu-kit|bundle/install|setup/": "installs or collects packages",
-    r"benchmarks\.(?!feeding)|tests/(faults|fuzz_beton|fuzz_jpeg)\.py": "measures for minutes",
+    r"benchmarks\.(?!feeding)|tests/(faults|fuzz_beton|fuzz_jpeg|arm64)\.py": "minutes, or more tools",
     r"torchrun": "several GPUs or machines: test_distributed.py, test_two_hosts.py",
     r"=published": "downloads weights",
     r"--run --gpus 8": "trains ImageNet on 8 GPUs",
