@@ -25,8 +25,11 @@ def test_every_installed_package_has_what_it_requires():
     assert [line for line in result.stdout.splitlines() if not re.fullmatch(known, line)] == [], result.stderr
 
 
-def test_the_lock_pins_what_pyproject_asks_for_and_names_no_place():
+def test_the_lock_pins_what_pyproject_and_set_up_ask_for_and_names_no_place():
     pins = dict(line.split("==") for line in LOCK.splitlines() if line and not line.lstrip().startswith("#"))
+    for script in ("install.sh", "gpu_kit.sh"):
+        asked = re.findall(r"\$\(pinned ([^)]+)\)", (ROOT / "setup" / script).read_text())
+        assert asked and set(" ".join(asked).replace("\\", "").split()) <= set(pins), script
     optional = PROJECT["optional-dependencies"]
     for text in [*PROJECT["dependencies"], *(text for extra in LOCKED_EXTRAS for text in optional[extra])]:
         wanted = Requirement(text)
