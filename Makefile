@@ -5,12 +5,14 @@
 # make gpu-check       on a machine with an NVIDIA GPU: parity, speed and memory in one table, within 9 minutes
 #                      (make gpu-check PYTHON=python3: by that Python, which has what is needed; nothing is installed)
 # make gpu-kit         what such a Python needs besides torch, CuPy and numba, in one small archive
+# make docs            the site of docs/ and the docstrings, in site/
+# make lock            requirements.lock from pyproject.toml; versions that still fit stay (make lock UPGRADE=1: the newest)
 # make bundle          all wheels and the built FFCV in one folder, for machines without network
 PYTHON ?= python3
 export PYTHON GPU
 PY := .venv/bin/python
 
-.PHONY: demo label-map-demo test gpu-check gpu-kit bundle lint setup clean
+.PHONY: demo label-map-demo test gpu-check gpu-kit bundle lint docs lock setup clean
 
 demo: setup
 	$(PY) -m scenes.demo
@@ -37,10 +39,19 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: setup
+	$(PY) -m zensical build --strict --clean
+
+# FFCV's metadata come from its setup.py, which asks pkg-config for OpenCV.
+lock: setup
+	PKG_CONFIG_PATH=$(CURDIR)/setup/opencv UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile --quiet \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(if $(UPGRADE),--upgrade) \
+	    --extra label-map-demo --extra dev --extra docs --output-file requirements.lock pyproject.toml
+
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml requirements.lock setup/install.sh $(wildcard ffcv_fields/native/*.[ch])
 	bash setup/install.sh
 
 clean:
-	rm -rf .venv bundle runs data *.egg-info
+	rm -rf .venv site bundle runs data *.egg-info

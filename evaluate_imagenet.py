@@ -2,7 +2,7 @@
 
   a checkpoint (ours, the official project's, any state dict) on everything that is there:
     python evaluate_imagenet.py --model.arch=resnet50 --model.weights=runs/relabel_rn50/checkpoint.pt \\
-        --data.val=val.beton --data.real=real.json --data.multilabel_records=imagenet2012_multilabel.json \\
+        --data.val=val.beton --data.real=real.json --data.multilabel_records=human_accuracy_v3.0.0.json \\
         --data.imagenet_v2=imagenetv2 --data.imagenet_a=imagenet-a --data.imagenet_c=ImageNet-C
   a network with the weights that torchvision or timm publish for it:
     python evaluate_imagenet.py --model.arch=timm/resnet50.a1_in1k --model.weights=published --data.val=ILSVRC/val

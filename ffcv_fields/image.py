@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import cv2
 import numba as nb
@@ -38,7 +39,7 @@ REQUEST = (
 )  # fmt: skip
 
 
-def image_field(restart_interval: int, **settings) -> RGBImageField:
+def image_field(restart_interval: int, **settings: Any) -> RGBImageField:
     """FFCV's image field, with a restart marker in its JPEGs every `restart_interval` MCUs.
 
     A marker is a position where decoding can begin: `decode="fast"` skips what lies before and beside a crop from
@@ -46,7 +47,7 @@ def image_field(restart_interval: int, **settings) -> RGBImageField:
 
     Args:
         restart_interval: MCUs (16 x 16 pixels) between markers; 0 for none, as FFCV writes them.
-        settings: `RGBImageField`'s. `write_mode="smart"` is "raw", as FFCV's is without a threshold.
+        **settings: `RGBImageField`'s. `write_mode="smart"` is "raw", as FFCV's is without a threshold.
     """
     field = RGBImageField(**settings)
     field.encode = partial(_encode, field, restart_interval)  # on FFCV's own class, which files name by its number

@@ -51,7 +51,8 @@ class LabelMapField(Field):
 
     Args:
         top_k: classes in each cell, 1 to 32.
-        height, width: cells along the image's y and x, 1 to 1024.
+        height: cells along the image's y, 1 to 1024.
+        width: cells along its x, 1 to 1024.
         num_classes: class indices run from 0 to `num_classes - 1`; at most 32,767.
         score_dtype: "float16" (4.5 KB for 5 x 15 x 15) or "float32" (9 KB).
         imported_axis_order: how the files that the maps came from were read, "yx" or "xy": for the record.

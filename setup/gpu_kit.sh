@@ -40,8 +40,8 @@ done < "$work/extensions"
 # shellcheck disable=SC2046
 {
   pip install --no-deps --target "$kit/any" $(pinned fastargs terminaltables pytorch-pfn-extras assertpy tqdm timm \
-    safetensors huggingface_hub httpx2 httpcore2 h11 anyio idna truststore click filelock fsspec packaging \
-    typing_extensions cycler python-dateutil pyparsing pytest pluggy iniconfig pygments sortedcontainers)
+    safetensors huggingface-hub httpx2 httpcore2 h11 anyio idna truststore click filelock fsspec packaging \
+    typing-extensions cycler python-dateutil pyparsing pytest pluggy iniconfig pygments sortedcontainers)
   pip install --no-deps --only-binary=:all: --platform any --target "$kit/any" $(pinned fonttools)  # the pure wheel
   for version in 3.11 3.12 3.13; do
     pip install --no-deps --only-binary=:all: --python-version "$version" --target "$kit/py$version" \

@@ -34,17 +34,26 @@ if [ -n "$missing" ]; then
 fi
 pkg-config --exists opencv4 || export PKG_CONFIG_PATH="$PWD/setup/opencv${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
 
-# 2. The pinned packages. --no-deps: the lock is complete, and FFCV would also install opencv-python, which needs
-#    desktop libraries, next to opencv-python-headless.
+# 2. The pinned packages. --no-deps: the lock is complete (`make lock`), and FFCV would also install opencv-python, which
+#    needs desktop libraries, next to opencv-python-headless.
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
-echo "setup: installing the packages of requirements.lock into .venv (about 5 GB, mostly torch)"
-pip install --no-deps setuptools==80.9.0 wheel==0.45.1
-pip install --no-deps --no-build-isolation -r requirements.lock
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+pinned() { for name; do grep "^$name==" requirements.lock || stop "$name is not in requirements.lock"; done; }
+quiet=--quiet
+if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+  quiet=  # pip shows what it downloads
+  free=$(df -Pk .venv | awk 'NR == 2 { print int($4 / 1048576) }')
+  echo "setup: downloads about 3 GB, mostly torch and CUDA's libraries, and installs them into .venv: 5 GB; $free GB are free"
+  [ "$free" -ge 6 ] || stop "$PWD has $free GB free; 6 are needed"
+fi
+# shellcheck disable=SC2046
+pip install --quiet --no-deps $(pinned setuptools wheel)
+# shellcheck disable=SC2086
+pip install $quiet --no-deps --no-build-isolation -r requirements.lock
 if [ -n "${GPU:-}" ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }; then  # GPU=1: always
   pip install --no-deps cupy-cuda13x==14.2.0
 fi
-pip install --no-deps --no-build-isolation --editable .
+pip install --quiet --no-deps --no-build-isolation --editable .
 echo "setup: compiling the kernels, once"
 .venv/bin/python -m setup.first_run >/dev/null || stop "a first small training failed, as said above"
 touch .venv/.installed

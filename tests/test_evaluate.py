@@ -128,6 +128,56 @@ def test_shankar_s_accuracy_is_the_mean_of_the_classes(tmp_path):
         read_multilabel_records(str(tmp_path / "records.json"), names, 8)
 
 
+def test_shankar_s_published_file_is_read_as_its_records_are(tmp_path):
+    wordnet = imagenet_classes()
+    image = "ILSVRC2012_val_{:08d}.JPEG".format
+    published = {
+        "initial_annots": {
+            image(1): {"wrong": [wordnet[5]], "correct": [wordnet[0]]},
+            image(2): {"correct": [wordnet[0], wordnet[4]], "unclear": [wordnet[3]], "wrong": []},
+            image(3): {"unclear": [wordnet[6]]},
+            image(4): {"correct": [wordnet[1]]},
+            "0a1b2c.jpg": {"correct": [wordnet[2]]},  # ImageNetV2's
+        },
+        "problematic_images": {image(4): {"reason": "wnid is marked wrong", "reviewer": "ludwig"}},
+        "imagenet_m": [image(1)],
+    }
+    records = [
+        record(1, [0], [5]),
+        record(2, [0, 4], [], [3]),
+        record(3, [], [], [6]),
+        record(4, [1], problematic=True),
+    ]
+    names = [f"n0/{image(i)}" for i in (3, 1, 5, 4, 2)]
+    for classes in (None, wordnet, wordnet[:5][::-1]):  # in another order, and without one that the file names
+        both = []
+        for content in (published, records):
+            (tmp_path / "labels.json").write_text(json.dumps(content))
+            both.append(read_multilabel_records(str(tmp_path / "labels.json"), names, 1000, classes))
+        (right, counts, line), (expected, expected_counts, expected_line) = both
+        assert np.array_equal(right, expected) and right.sum() == (5 if classes is None or len(classes) > 5 else 4)
+        assert counts.tolist() == expected_counts.tolist() == [True, True, False, False, True]
+        assert line == expected_line
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"initial_annots": {}}, "must be a list of the records"),
+        ({"initial_annots": [], "problematic_images": {}}, "must be a list of the records"),
+        ("text", "must be a list of the records"),
+        ({"initial_annots": {"ILSVRC2012_val_00000001.JPEG": ["n0"]}, "problematic_images": {}}, "must be an object"),
+        ({"initial_annots": {"ILSVRC2012_val_00000001.JPEG": {"correct": "n0"}}, "problematic_images": {}}, "a list"),
+        ({"initial_annots": {"ILSVRC2012_val_00000001.JPEG": {"correct": ["n0"]}}, "problematic_images": {}}, "'n0'"),
+        ({"initial_annots": {"other.jpg": {}}, "problematic_images": {}}, "no record that counts"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_shankar_s_is_refused(tmp_path, content, message):
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=message):
+        read_multilabel_records(str(tmp_path / "labels.json"), ["n0/ILSVRC2012_val_00000001.JPEG"], 1000)
+
+
 def test_average_precision_by_hand():
     scores, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
     assert average_precision(scores, positive) == pytest.approx((1 + 2 / 3) / 2)

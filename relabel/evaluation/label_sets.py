@@ -17,6 +17,7 @@ from ..errors import BadInput
 
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.\w+", re.IGNORECASE)
 RECORD = {"file_name": str, "correct_multi_labels": list, "unclear_multi_labels": list, "is_problematic": bool}
+PUBLISHED = ("initial_annots", "problematic_images")
 # Mean error over the five severities of AlexNet, by which ImageNet-C's errors are divided (Hendrycks and Dietterich,
 # ICLR 2019, and their published code).
 ALEXNET_ERRORS = {
@@ -54,20 +55,22 @@ def _set_classes(row: np.ndarray, classes: Any, index: dict[Any, int], file: str
         raise BadInput(f"{file}: {which} is {classes!r}, must be a list of classes")
     for c in classes:
         if isinstance(c, bool) or not isinstance(c, int | str) or c not in index:
-            raise BadInput(f"{file}: {which} is {classes}; {c!r} is none of the {len(index):,} classes")
+            count = sum(isinstance(known, int) for known in index)  # names are in it too
+            raise BadInput(f"{file}: {which} is {classes}; {c!r} is none of the {count:,} classes")
         if index[c] >= 0:
             row[index[c]] = True
 
 
 def _imagenet_index(classes: Sequence[str] | None, num_classes: int, file: str) -> dict[Any, int]:
-    """The network's index of each of ImageNet-1k's class indices; -1 for those that it does not know."""
+    """The network's index of each of ImageNet-1k's classes, by its index and WordNet id; -1: it does not know it."""
+    names = imagenet_classes()
     if classes is None:
-        return {i: i for i in range(num_classes)}
+        return {i: i for i in range(num_classes)} | {name: i for i, name in enumerate(names[:num_classes])}
     index = {name: i for i, name in enumerate(classes)}
-    found: dict[Any, int] = {i: index.get(name, -1) for i, name in enumerate(imagenet_classes())}
+    found = {name: index.get(name, -1) for name in names}
     if max(found.values()) < 0:
         raise BadInput(f"{file}: names classes of ImageNet-1k; the network knows none of them")
-    return found
+    return {**found, **dict(enumerate(found.values()))}
 
 
 def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndarray:
@@ -144,12 +147,36 @@ def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequ
     return right
 
 
+def _records(file: str) -> list[Any]:
+    """The records of `imagenet2012_multilabel`, from their list or made of the published file as TFDS makes them."""
+    content = _read_json(file)
+    if isinstance(content, list):
+        return content
+    labels, problematic = (content.get(key) if isinstance(content, dict) else None for key in PUBLISHED)
+    if not isinstance(labels, dict) or not isinstance(problematic, dict):
+        raise BadInput(
+            f"{file}: must be a list of the records of imagenet2012_multilabel, or the published human_accuracy_*.json "
+            f"with {' and '.join(PUBLISHED)}"
+        )
+    for name, sets in labels.items():
+        if not isinstance(sets, dict):
+            raise BadInput(f"{file}: {name} is {sets!r}, must be an object with correct, wrong, unclear")
+    return [
+        {"file_name": name, "is_problematic": name in problematic}
+        | {f"{kind}_multi_labels": sets.get(kind, []) for kind in ("correct", "unclear")}
+        for name, sets in labels.items()
+        if VALIDATION_NAME.fullmatch(name)  # the file has ImageNetV2's images too
+    ]
+
+
 def read_multilabel_records(
     file: str, samples: Sequence[str], num_classes: int, classes: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Shankar et al.'s labels (ICML 2020): the records of `imagenet2012_multilabel`, exported to JSON.
+    """Shankar et al.'s labels (ICML 2020): the published file, `human_accuracy_*.json`, or TFDS's records as JSON.
 
-    A list of objects with `file_name`, `correct_multi_labels`, `wrong_multi_labels`, `unclear_multi_labels` and
+    The published file is an object with `initial_annots`, `{file name: {"correct": [WordNet id, ...], "wrong": ...,
+    "unclear": ...}}`, and `problematic_images`, `{file name: ...}`. The records of `imagenet2012_multilabel` are a list
+    of objects with `file_name`, `correct_multi_labels`, `wrong_multi_labels`, `unclear_multi_labels` and
     `is_problematic`. Correct and unclear labels both count as correct; problematic images are left out.
 
     Args:
@@ -163,7 +190,7 @@ def read_multilabel_records(
         BadInput: a record of another form, two records of one image, or none that counts.
     """
     index = _imagenet_index(classes, num_classes, file)
-    records = _list_of(file, "a list of the records of imagenet2012_multilabel")
+    records = _records(file)
     rows, labels = [], []
     for number, record in enumerate(records):
         which = f"record {number}"

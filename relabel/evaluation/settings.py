@@ -21,7 +21,7 @@ class Data:
 
     val: str = setting(str, "ImageNet's validation set: top-1, top-5", "")
     real: str = setting(str, "ReaL's real.json, for the images of data.val", "")
-    multilabel_records: str = setting(str, "Shankar et al.'s records as JSON, for the images of data.val", "")
+    multilabel_records: str = setting(str, "Shankar et al.'s human_accuracy_*.json, for the images of data.val", "")
     imagenet_v2: str = setting(str, "ImageNetV2: a variant, or the folder of the three variants", "")
     imagenet_a: str = setting(str, "ImageNet-A: accuracy among its 200 classes", "")
     imagenet_r: str = setting(str, "ImageNet-R: the same", "")
