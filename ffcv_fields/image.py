@@ -35,7 +35,8 @@ _scratch_bytes_c.argtypes, _scratch_bytes_c.restype = 2 * [ctypes.c_int64], ctyp
 
 # What the C function is asked for: int64 in this order (native/crop.h, Request).
 REQUEST = (
-    "source", "bytes", "raw", "height", "width", "y", "x", "h", "w", "size", "flip", "normalize", "out", "scratch",
+    "source", "bytes", "raw", "height", "width", "y", "x", "h", "w", "size", "flip", "rows", "columns", "top", "left",
+    "normalize", "out", "scratch",
 )  # fmt: skip
 
 
@@ -95,9 +96,14 @@ class _CropDecoder(SimpleRGBImageDecoder):
         """Two jitted functions: `crop(index, height, width) -> (y, x, h, w)` and `flips(index) -> bool`."""
         raise NotImplementedError
 
+    def _resize_function(self) -> Callable:
+        """A jitted function: `resize(height, width) -> (rows, columns, top, left)`, as native/crop.h has them."""
+        return _to_the_output
+
     def generate_code(self) -> Callable:
         read = self.memory_read
         crop, flips = self._crop_functions()
+        resize = self._resize_function()
         one = _decode_fast if self.decode == "fast" else _decode_exact
         normalize = 0 if self.normalize is None else self.normalize.ctypes.data
         iterate = Compiler.get_iterator()
@@ -110,7 +116,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
             # One scratch buffer per thread, not per sample: FFCV's own decoder keeps batch_size full images.
             size, threads = destination.shape[1], nb.get_num_threads()
             scratch = np.empty((threads, scratch_bytes_of(side, size) if fast else 3 * pixels), np.uint8)
-            requests = np.empty((threads, 16), np.int64)  # of a cache line's size
+            requests = np.empty((threads, 24), np.int64)  # of three cache lines' size
             failed = np.zeros(len(indices), np.int64)
             for i in iterate(len(indices)):
                 field = metadata[indices[i]]
@@ -121,8 +127,10 @@ class _CropDecoder(SimpleRGBImageDecoder):
                 request[0], request[1], request[2] = source.ctypes.data, source.size, np.int64(field["mode"] != jpg)
                 request[3], request[4] = height, width
                 request[5], request[6], request[7], request[8] = y, x, h, w
-                request[9], request[10], request[11] = size, np.int64(flips(indices[i])), normalize
-                request[12], request[13] = destination[i].ctypes.data, scratch[nb.get_thread_id()].ctypes.data
+                request[9], request[10] = size, np.int64(flips(indices[i]))
+                request[11], request[12], request[13], request[14] = resize(height, width)
+                request[15], request[16] = normalize, destination[i].ctypes.data
+                request[17] = scratch[nb.get_thread_id()].ctypes.data
                 failed[i] = one(request, destination[i])
             for i in range(len(indices)):
                 if failed[i] != 0:
@@ -131,6 +139,25 @@ class _CropDecoder(SimpleRGBImageDecoder):
 
         decode.is_parallel = True
         return decode
+
+
+@nb.njit(nogil=True, cache=True)
+def _to_the_output(height, width):
+    return 0, 0, 0, 0
+
+
+@nb.njit(nogil=True, cache=True)
+def _half(difference):
+    """Rounded to the nearest even number, as Python's round does."""
+    return difference // 2 + (difference % 2) * (difference // 2 % 2)
+
+
+@nb.njit(nogil=True, cache=True)
+def _resize_and_center(height, width, size, shorter):
+    """torchvision's `Resize(shorter)` and `CenterCrop(size)` as native/crop.h's `(rows, columns, top, left)`."""
+    longer = shorter * max(height, width) // min(height, width)
+    rows, columns = (shorter, longer) if height <= width else (longer, shorter)
+    return rows, columns, _half(rows - size), _half(columns - size)
 
 
 # Memory is passed as addresses: FFCV changes numba's interned type of uint8[::1] when a loader is made, and what was
@@ -144,7 +171,7 @@ def _decode_fast(request, out):
 def _decode_exact(request, out):
     source, nbytes, raw, height, width = request[0], request[1], request[2], request[3], request[4]
     y, x, h, w, size, flip, pixels = (
-        request[5], request[6], request[7], request[8], request[9], request[10], request[13],
+        request[5], request[6], request[7], request[8], request[9], request[10], request[17],
     )  # fmt: skip
     if raw:
         if nbytes != height * width * 3:
@@ -203,10 +230,11 @@ class RandomResizedCropDecoder(_CropDecoder):
 
 
 class CenterCropDecoder(_CropDecoder):
-    """Decodes the central square of `ratio` times the shorter side and resizes it (anti-aliased).
+    """Decodes what torchvision's `Resize(round(output_size / ratio))`, `CenterCrop(output_size)` give from a PIL image.
 
-    Outputs what `RandomResizedCropDecoder` does, from the same arguments; the geometry is FFCV's
-    `CenterCropRGBImageDecoder`'s, and torchvision's `Resize(output_size / ratio)`, `CenterCrop(output_size)`.
+    Outputs what `RandomResizedCropDecoder` does, from the same arguments. `decode="fast"` takes the same region of the
+    image, to a fraction of a pixel, and PIL's bilinear filter; `decode="exact"` gives the pixels of stock FFCV's
+    `CenterCropRGBImageDecoder`: a square of whole pixels of `ratio` times the shorter side, by the area filter.
     """
 
     def __init__(
@@ -217,13 +245,17 @@ class CenterCropDecoder(_CropDecoder):
         normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         super().__init__(output_size, decode, normalize)
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio is {ratio}; give a fraction of the shorter side, above 0 and at most 1")
         self.ratio = ratio
 
     def _crop_functions(self) -> tuple[Callable, Callable]:
-        ratio = self.ratio
+        ratio, whole = self.ratio, self.decode == "fast"
 
         @nb.njit(nogil=True)
         def crop(index, height, width):
+            if whole:
+                return 0, 0, height, width
             side = max(1, int(ratio * min(height, width)))
             return (height - side) // 2, (width - side) // 2, side, side
 
@@ -232,6 +264,15 @@ class CenterCropDecoder(_CropDecoder):
             return False
 
         return crop, flips
+
+    def _resize_function(self) -> Callable:
+        size, shorter = self.output_size, round(self.output_size / self.ratio)
+
+        @nb.njit(nogil=True)
+        def resize(height, width):
+            return _resize_and_center(height, width, size, shorter)
+
+        return resize
 
 
 class CropBoxDecoder(Operation):

@@ -35,7 +35,7 @@ int main(void) {
     void *source = malloc(r[1]), *out = calloc(bytes, 1);
     void *scratch = malloc(crop_decode_scratch_bytes(r[3] > r[4] ? r[3] : r[4], r[9]));
     if (r[1] && fread(source, r[1], 1, stdin) != 1) return 1;
-    int64_t request[14] = {(int64_t)source, r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10],
+    int64_t request[18] = {(int64_t)source, r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], 0, 0, 0, 0,
                            r[11] ? (int64_t)statistics : 0, (int64_t)out, (int64_t)scratch};
     int64_t code = crop_decode((int64_t)request);
     fwrite(&code, sizeof code, 1, stdout);
@@ -78,7 +78,7 @@ def decode_here(numbers: list[int], source: np.ndarray) -> tuple[int, np.ndarray
     out = np.zeros((size, size, 3), np.float32 if floats else np.uint8)
     scratch = np.empty(c.crop_decode_scratch_bytes(max(height, width), size), np.uint8)
     memory = [floats and STATISTICS.ctypes.data, out.ctypes.data, scratch.ctypes.data]
-    request = np.array([source.ctypes.data, *numbers[1:11], *memory], np.int64)
+    request = np.array([source.ctypes.data, *numbers[1:11], *(0, 0, 0, 0), *memory], np.int64)
     return c.crop_decode(request.ctypes.data), out
 
 

@@ -134,9 +134,9 @@ def decode_all(path: str, rng: np.random.Generator, guarded: Guarded) -> None:
         out = np.full(3 * size * size + FENCE, 77, np.uint8)
         raw = int(image["mode"] == 1)
         request = np.array(
-            [source, sizes[at], raw, height, width, y, x, h, w, size, 0, 0, out.ctypes.data, scratch.ctypes.data],
-            np.int64,
-        )
+            [source, sizes[at], raw, height, width, y, x, h, w, size, 0, *(0, 0, 0, 0), 0, out.ctypes.data,
+             scratch.ctypes.data], np.int64,
+        )  # fmt: skip
         _crop_decode_c(request.ctypes.data)
         if height * width < 1 << 24:
             pixels, exact = np.full(3 * height * width + FENCE, 77, np.uint8), np.empty((size, size, 3), np.uint8)

@@ -76,7 +76,12 @@ def main(library: str, seed: int, seconds: float) -> None:
             scratch = np.empty(c.crop_decode_scratch_bytes(max(height, width), size), np.uint8)
             normalize = floats and STATISTICS.ctypes.data
             data, memory = (source.ctypes.data, source.size, 0), (out.ctypes.data, scratch.ctypes.data)
-            request = np.array([*data, height, width, *box, size, int(rng.integers(2)), normalize, *memory], np.int64)
+            resized = 0, 0, 0, 0
+            if rng.integers(3) == 0:  # a center crop
+                rows, columns = (size + int(more) for more in rng.integers(0, 400, 2))
+                resized = rows, columns, int(rng.integers(rows - size + 1)), int(rng.integers(columns - size + 1))
+            flip = int(rng.integers(2))
+            request = np.array([*data, height, width, *box, size, flip, *resized, normalize, *memory], np.int64)
             codes[c.crop_decode(request.ctypes.data)] += 1
     print(f"{codes.total():,} JPEGs: {codes[0]:,} decoded, {codes[1]:,} damaged, {codes[2]:,} of another size")
 

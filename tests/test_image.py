@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ffcv_fields import CenterCropDecoder, CropBoxDecoder, CropSampler, RandomResizedCropDecoder, image_field
-from ffcv_fields.image import REQUEST, _crop_decode_c, _scratch_bytes_c
+from ffcv_fields.image import REQUEST, _crop_decode_c, _resize_and_center, _scratch_bytes_c
 from conftest import ROOT
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, encode_jpeg
@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
+from torchvision.transforms import v2
 
 from relabel.data.loader import Loader
 from relabel.data.writer import Workers, write_beton
@@ -48,9 +49,10 @@ def crop_decode(source, height, width, box, size, function=_crop_decode_c, **opt
     out = guarded[32:-32].reshape(size, size, 3)
     scratch = np.full(_scratch_bytes_c(max(height, width), size) + 64, 77, np.uint8)
     normalize = 0 if statistics is None else statistics.ctypes.data
+    resized = options.get("resized", (0, 0, 0, 0))
     request = np.array(
-        [source.ctypes.data, source.size, bool(raw), height, width, *box, size, bool(flip), normalize, out.ctypes.data,
-         scratch.ctypes.data], np.int64,
+        [source.ctypes.data, source.size, bool(raw), height, width, *box, size, bool(flip), *resized, normalize,
+         out.ctypes.data, scratch.ctypes.data], np.int64,
     )  # fmt: skip
     assert len(request) == len(REQUEST)
     code = function(request.ctypes.data)
@@ -115,17 +117,6 @@ def test_enlarging_is_bilinear():
     assert np.abs(ours - expected.numpy()).max() < 1.6
 
 
-def test_float_output_is_the_normalized_bytes():
-    image = photograph(2)
-    mean, std = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 255
-    statistics = np.concatenate([1 / std, -mean / std]).astype(np.float32)
-    box = (20, 30, 250, 300)
-    for raw, source in ((True, np.asarray(image).copy()), (False, jpeg_of(image))):
-        _, bytes_out = crop_decode(source, image.height, image.width, box, 96, raw=raw)
-        code, floats = crop_decode(source, image.height, image.width, box, 96, raw=raw, statistics=statistics)
-        assert code == 0 and np.abs(floats - (bytes_out - mean) / std).max() < 0.6 / std.min()
-
-
 SAMPLINGS = {
     "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
     "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
@@ -138,6 +129,72 @@ def jpeg_sampled(image, sampling, quality=90):
         return jpeg_of(image.convert("L"), quality=quality)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
     return cv2.imencode(".jpg", np.asarray(image)[:, :, ::-1], options)[1].reshape(-1)
+
+
+def center_crop(source, width, height, size, ratio, **options):
+    resized = _resize_and_center(height, width, size, round(size / ratio))
+    return crop_decode(source, height, width, (0, 0, height, width), size, resized=resized, **options)
+
+
+def official_center_crop(image, size, ratio):
+    """By torchvision, from a PIL image: what the official validation sees."""
+    transform = v2.Compose([v2.Resize(round(size / ratio), antialias=True), v2.CenterCrop(size)])
+    return np.asarray(transform(image))
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    st.integers(0, 3), st.integers(1, 700), st.integers(1, 700), st.integers(8, 230),
+    st.sampled_from([0.875, 1.0, 0.5, 224 / 232, 0.33]),
+)  # fmt: skip
+def test_center_crops_of_raw_pixels_are_torchvision_s_to_one_gray_level(which, width, height, size, ratio):
+    """Resize and CenterCrop, whose region is of fractions of a pixel, by PIL's filter, for images of every shape."""
+    if max(width, height) > 40 * min(width, height):
+        width = height  # torchvision would resize the whole of a very long image
+    image = Image.fromarray(PHOTOGRAPHS[which]()).resize((width, height), Image.Resampling.BILINEAR)
+    code, ours = center_crop(np.asarray(image).copy(), width, height, size, ratio, raw=True)
+    expected = official_center_crop(image, size, ratio).astype(int)
+    assert code == 0 and np.abs(ours - expected).max() <= 2, (np.abs(ours - expected).max(), width, height)
+    assert size < 64 or abs((ours - expected).mean()) < 0.3  # where pixels are doubled, many sums end in a half
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_center_crops_of_jpegs_are_torchvision_s_of_the_exactly_decoded_image(sampling):
+    psnr = []
+    for which in range(4):
+        for longest, size in ((500, 224), (350, 160), (301, 224), (500, 64)):
+            image = photograph(which, longest)
+            jpeg = jpeg_sampled(image, sampling)
+            code, ours = center_crop(jpeg, *image.size, size, 0.875)
+            error = ours - official_center_crop(Image.fromarray(libjpeg_s(jpeg)), size, 0.875).astype(float)
+            psnr.append(10 * np.log10(255**2 / (error**2).mean()))
+            assert code == 0 and abs(error.mean()) < 0.2
+    assert np.mean(psnr) >= 50 and np.min(psnr) >= 40, (np.mean(psnr), np.min(psnr))
+
+
+def test_white_stays_white_however_many_pixels_become_one():
+    for longer, size in ((1600, 16), (1600, 17), (3000, 224), (97, 64)):
+        white = np.full((longer, longer, 3), 255, np.uint8)
+        code, ours = center_crop(white, longer, longer, size, 0.875, raw=True)
+        assert code == 0 and (ours >= 254).all()
+
+
+@pytest.mark.parametrize(
+    "resized", [(64, 0, 0, 0), (63, 80, 0, 0), (80, 80, 17, 0), (80, 80, 0, -1), (1 << 40, 80, 0, 0)]
+)
+def test_a_center_crop_outside_of_what_is_resized_is_refused(resized):
+    assert crop_decode(jpeg_of(photograph(0)), 300, 451, (0, 0, 300, 451), 64, resized=resized)[0] == 2
+
+
+def test_float_output_is_the_normalized_bytes():
+    image = photograph(2)
+    mean, std = np.float32(IMAGENET_MEAN) * 255, np.float32(IMAGENET_STD) * 255
+    statistics = np.concatenate([1 / std, -mean / std]).astype(np.float32)
+    box = (20, 30, 250, 300)
+    for raw, source in ((True, np.asarray(image).copy()), (False, jpeg_of(image))):
+        _, bytes_out = crop_decode(source, image.height, image.width, box, 96, raw=raw)
+        code, floats = crop_decode(source, image.height, image.width, box, 96, raw=raw, statistics=statistics)
+        assert code == 0 and np.abs(floats - (bytes_out - mean) / std).max() < 0.6 / std.min()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -303,7 +360,7 @@ def test_exact_decoding_is_stock_ffcv_bit_for_bit(beton):
     (exact,) = read(beton, CenterCropDecoder(96, 0.875, decode="exact"))
     (fast,) = read(beton, CenterCropDecoder(96, 0.875))
     assert torch.equal(exact, stock)
-    assert (fast.float() - stock.float()).abs().mean() < 2
+    assert (fast.float() - stock.float()).abs().mean() < 4  # another region, by up to 2 pixels, and another filter
     (floats,) = read(beton, CenterCropDecoder(96, 0.875, normalize=(IMAGENET_MEAN, IMAGENET_STD)))
     assert (floats.permute(0, 3, 1, 2) - normalize(fast)).abs().max() < 0.02
 
@@ -335,5 +392,7 @@ def test_a_damaged_image_in_a_beton_ends_the_epoch_with_an_error(tmp_path):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="decode is 'slow'"):
         CenterCropDecoder(8, 1.0, decode="slow")
+    with pytest.raises(ValueError, match=r"ratio is 1\.5"):
+        CenterCropDecoder(8, 1.5)
     with pytest.raises(ValueError, match="normalize goes with"):
         CenterCropDecoder(8, 1.0, decode="exact", normalize=(IMAGENET_MEAN, IMAGENET_STD))

@@ -22,6 +22,8 @@ typedef struct {
   int64_t height, width;       // of the image
   int64_t y, x, h, w;          // the crop
   int64_t size, flip;          // side of the output; whether it is mirrored
+  int64_t rows, columns;       // 0: the crop becomes the output, by the area filter; else it is resized to these by
+  int64_t top, left;           // PIL's bilinear filter, and the output is the part of that from (top, left) on
   int64_t normalize;           // float[6], scale and bias of each channel, for output in float32; 0 for bytes
   int64_t out, scratch;
 } Request;

@@ -21,6 +21,7 @@
 #include "tables.h"
 
 #define GREATEST_SIZE 16384         // of an output
+#define GREATEST_RESIZED (1L << 30) // of the longer side that a center crop is cut from
 #define GREATEST_MEMORY (1L << 30)  // bytes, for the coefficients of a progressive JPEG that claims to be huge
 #define GREATEST_PIXELS (1L << 26)  // of a crop that libjpeg decodes, after scaling
 
@@ -90,9 +91,10 @@ int64_t jpeg_has_size(int64_t source, int64_t bytes, int64_t height, int64_t wid
 // The crop of a JPEG that is not plain, by libjpeg: its rows and columns alone (jpeg_skip_scanlines,
 // jpeg_crop_scanline), at 1/2, 1/4 or 1/8 scale where the crop has that many pixels to spare.
 static int crop_by_libjpeg(const Request *r, j_decompress_ptr info, uint8_t *memory) {
-  const int y = (int)r->y, x = (int)r->x, h = (int)r->h, w = (int)r->w, size = (int)r->size;
+  const int y = (int)r->y, x = (int)r->x, h = (int)r->h, w = (int)r->w;
+  const int64_t high = r->rows ? r->rows : r->size, wide = r->columns ? r->columns : r->size;
   int denominator = 1;
-  while (denominator < 8 && w >= 4 * denominator * size && h >= 4 * denominator * size) denominator *= 2;
+  while (denominator < 8 && w >= 4 * denominator * wide && h >= 4 * denominator * high) denominator *= 2;
   info->scale_num = 1, info->scale_denom = denominator;
   info->out_color_space = JCS_RGB;
   info->dct_method = JDCT_ISLOW;
@@ -142,8 +144,8 @@ int64_t crop_decode_scratch_bytes(int64_t greatest_side, int64_t size) {
   const int64_t side = greatest_side, squared = side * side < GREATEST_PIXELS ? side * side : GREATEST_PIXELS;
   // Samples along an axis of a component: reduced until an output pixel has fewer than 4, or an eighth is left.
   const int64_t reduced = side / 8 > 4 * size ? side / 8 : 4 * size;
-  const int64_t samples = (reduced < side ? reduced : side) + 32;
-  const int64_t taps = 6 * (32 * size + 2 * (side + 8 * size) + 128);
+  const int64_t samples = (reduced < side ? reduced : side) + 64;
+  const int64_t taps = 6 * (32 * size + 2 * (2 * side + 8 * size) + 128);
   const int64_t jpeg = 3 * samples * (samples + 64) + 64 * (samples + 64) + 96 * size;
   const int64_t rgb = 3 * (squared + 32 * side) + 64 * (3 * side + 96) + 128 * (size + 16);
   return taps + (jpeg > rgb ? jpeg : rgb) + 32768;
@@ -157,6 +159,9 @@ int64_t crop_decode(int64_t request) {
   if (r->size < 1 || r->size > GREATEST_SIZE) return BAD_SIZE;
   if (r->y < 0 || r->y > r->height || r->h < 1 || r->h > r->height - r->y) return BAD_SIZE;
   if (r->x < 0 || r->x > r->width || r->w < 1 || r->w > r->width - r->x) return BAD_SIZE;
+  if (r->rows < 0 || r->columns < 0 || r->top < 0 || r->left < 0 || !r->rows != !r->columns) return BAD_SIZE;
+  if (r->rows > GREATEST_RESIZED || r->columns > GREATEST_RESIZED) return BAD_SIZE;
+  if (r->rows && (r->top > r->rows - r->size || r->left > r->columns - r->size)) return BAD_SIZE;
   if (!r->raw) return crop_jpeg(r);
   if (r->bytes < 3 * r->height * r->width) return BAD_SIZE;
   const Pixels pixels = {(const uint8_t *)r->source, 3 * (ptrdiff_t)r->width, 0, 0, 1};

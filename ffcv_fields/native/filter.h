@@ -1,5 +1,5 @@
-// Step 4: the area filter. Each output pixel is the mean of the rectangle of the image that it covers; enlarging is
-// bilinear.
+// Step 4: the filter. Of a training crop, each output pixel is the mean of the rectangle of the image that it covers;
+// enlarging is bilinear. Of a center crop it is PIL's bilinear filter: a tent, twice as wide as that.
 //
 // The filter takes a component as it is stored. Where the file has every second sample of it, libjpeg would first set
 // pixels between them (3/4 of the nearer, 1/4 of the other); here those weights are in the filter's own, so that the
@@ -17,7 +17,7 @@
 #define TILE 16          // output columns (of raw pixels: rows) made at once
 #define WEIGHT_BITS 15   // weights of an output pixel sum to 2^15
 #define SUM_BITS 7       // fixed-point fraction of what the passes make: 15 bits with the sample's 8
-#define GREATEST_COUNT 64
+#define GREATEST_COUNT 192  // samples of an output pixel: their rounding errors never leave 16 bits
 
 // One axis: which samples of a component make which output pixels.
 typedef struct {
@@ -25,6 +25,7 @@ typedef struct {
   int samples;              // of the component, along the whole image
   int pixels;               // that one of them covers
   int triangle, flip;       // whether pixels between samples are interpolated; whether the output is mirrored
+  int resized, from;        // 0, or by PIL's filter: the crop becomes so many, the output is `size` of them from here on
 } Axis;
 
 // An output pixel: samples first..first+count-1 times their weights.
@@ -38,7 +39,7 @@ typedef struct {
   int first, behind;  // the samples that they need
 } Taps;
 
-static inline size_t weights_of(int64_t length, int64_t size) { return (size_t)(length + 8 * size); }
+static inline size_t weights_of(int64_t length, int64_t size) { return (size_t)(2 * length + 8 * size); }
 
 // Shares of `count` samples, which sum to `sum`, as weights (one alone is at most 2^15 - 1).
 static inline void make_weights(const int *shares, int count, int sum, int16_t *weights) {
@@ -75,6 +76,37 @@ static inline int bilinear(const Axis *a, int at, int *first, int *shares) {
   return 2;
 }
 
+// Of an output pixel of PIL's filter: the middle, in pixels from the crop's start, and half the width of the tent.
+static inline void tent_of(const Axis *a, int at, double *middle, double *half) {
+  const double scale = (double)a->length / a->resized;
+  *middle = (a->from + at + 0.5) * scale, *half = scale > 1 ? scale : 1;
+}
+
+// The pixels, of the crop's, that the output pixels at first..last need.
+static inline void span_of(const Axis *a, int first, int last, int *begin, int *behind) {
+  double middle, half;
+  tent_of(a, first, &middle, &half);
+  *begin = (int)(middle - half + 0.5 > 0 ? middle - half + 0.5 : 0);
+  tent_of(a, last, &middle, &half);
+  *behind = (int)(middle + half + 0.5 < a->length ? middle + half + 0.5 : a->length);
+}
+
+// Shares, by a tent around output pixel `at`, of samples that stand for `pixels` pixels each.
+static inline int tent(const Axis *a, int at, int pixels, int *first, int *shares, int *sum) {
+  double middle, half;
+  int begin, behind, count = 0;
+  tent_of(a, at, &middle, &half);
+  span_of(a, at, at, &begin, &behind);
+  *first = (a->start + begin) / pixels, *sum = 0;
+  for (int i = begin; i < behind; ++i) {
+    const double distance = (i + 0.5 - middle) / half, height = 1 - (distance < 0 ? -distance : distance);
+    const int sample = (a->start + i) / pixels - *first, share = height > 0 ? (int)(height * (1 << 14) + 0.5) : 0;
+    while (count <= sample) shares[count++] = 0;
+    shares[sample] += share, *sum += share;
+  }
+  return count;
+}
+
 // Shares of pixels become those of the samples that they are made from, in quarters.
 static inline int interpolated(const Axis *a, const int *of_pixels, int pixels, int *first, int *shares) {
   const int begin = *first, end = begin + pixels;  // a pixel is 3/4 of its own sample, 1/4 of the one on its side
@@ -96,7 +128,8 @@ static int make_taps(const Axis *a, Taps *to, uint8_t **memory) {
   // Reducing, places are counted in parts of a pixel: `size` to a pixel, so that an output pixel covers `length`.
   const uint32_t size = (uint32_t)a->size, length = (uint32_t)a->length;
   const int reducing = length >= size;
-  if (a->length / a->size / a->pixels + 3 > GREATEST_COUNT) return BAD_SIZE;
+  const int widest = a->resized ? 2 * (a->length / a->resized + 1) : a->length / a->size;
+  if (widest / a->pixels + 3 > GREATEST_COUNT) return BAD_SIZE;
   to->taps = take(memory, sizeof(Tap) * size);
   int16_t *weights = take(memory, 2 * weights_of(a->length, a->size));
   to->first = a->samples, to->behind = 0;
@@ -104,7 +137,10 @@ static int make_taps(const Axis *a, Taps *to, uint8_t **memory) {
     int shares[GREATEST_COUNT], of_pixels[2 * GREATEST_COUNT], first, count, sum = a->length;
     of_pixels[1] = 0;
     const uint32_t low = (uint32_t)a->start * size + (uint32_t)at * length;
-    if (reducing && !a->triangle) {
+    if (a->resized) {
+      count = tent(a, at, a->triangle ? 1 : a->pixels, &first, a->triangle ? of_pixels : shares, &sum);
+      if (a->triangle) count = interpolated(a, of_pixels, count, &first, shares), sum *= 4;
+    } else if (reducing && !a->triangle) {
       count = covering(low, low + length, size * (uint32_t)a->pixels, &first, shares);
     } else {
       count = reducing ? covering(low, low + length, size, &first, of_pixels) : bilinear(a, at, &first, of_pixels);

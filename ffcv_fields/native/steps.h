@@ -52,8 +52,10 @@ static int crop_jpeg(const Request *r, j_decompress_ptr info, Tables *tables) {
 static int crop_pixels(const Request *r, const Pixels *p, uint8_t *memory) {
   const int size = (int)r->size;
   const Output output = make_output(r, 0);
-  const Axis down = {(int)r->y, (int)r->h, size, ceil_div((int)r->height, p->covered), p->covered, 0, 0};
-  const Axis across = {(int)r->x, (int)r->w, size, ceil_div((int)r->width, p->covered), p->covered, 0, (int)r->flip};
+  const Axis down = {(int)r->y, (int)r->h, size, ceil_div((int)r->height, p->covered), p->covered, 0, 0,
+                     (int)r->rows, (int)r->top};
+  const Axis across = {(int)r->x, (int)r->w, size, ceil_div((int)r->width, p->covered), p->covered, 0, (int)r->flip,
+                       (int)r->columns, (int)r->left};
   Taps by_row, by_column;
   if (make_taps(&down, &by_row, &memory) || make_taps(&across, &by_column, &memory))
     return BAD_SIZE;
