@@ -37,8 +37,8 @@ from PIL import Image
 from relabel.cores import usable_cores
 from relabel.data.label_map_files import write_label_map
 from relabel.data.loader import Loader
-from relabel.data.packing import Packing
 from relabel.data.packing import pack as pack_beton
+from relabel.data.settings import Packing
 from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD
 from relabel.processes import use_all_cores
 from relabel.training.targets import soft_targets

@@ -30,8 +30,9 @@ from skimage import data
 from torch import nn
 from torchvision.transforms import CenterCrop, ColorJitter, RandomResizedCrop, Resize
 
-from relabel.data.packing import Packing, pack
+from relabel.data.packing import pack
 from relabel.data.reading import Reading, validation_loader
+from relabel.data.settings import Packing
 from relabel.models import build_model
 from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD
 from relabel.processes import join

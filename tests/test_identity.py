@@ -27,8 +27,9 @@ from relabel.data.folder_loader import evaluation_loader
 from relabel.data.images import find_images
 from relabel.data.label_map_set import open_label_maps
 from relabel.data.names import Identity
-from relabel.data.packing import Packing, pack, packed_once
+from relabel.data.packing import pack, packed_once
 from relabel.data.reading import Reading
+from relabel.data.settings import Packing
 from relabel.errors import BadInput, BadSample
 from relabel.evaluation.label_sets import read_multilabel_records, read_multilabels, read_real
 from relabel.evaluation.predictions import predict

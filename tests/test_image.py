@@ -147,7 +147,7 @@ def official_center_crop(image, size, ratio):
     st.integers(0, 3), st.integers(1, 700), st.integers(1, 700), st.integers(8, 230),
     st.sampled_from([0.875, 1.0, 0.5, 224 / 232, 0.33]),
 )  # fmt: skip
-def test_center_crops_of_raw_pixels_are_torchvision_s_to_one_gray_level(which, width, height, size, ratio):
+def test_center_crops_of_raw_pixels_are_torchvision_s_to_two_gray_levels(which, width, height, size, ratio):
     """Resize and CenterCrop, whose region is of fractions of a pixel, by PIL's filter, for images of every shape."""
     if max(width, height) > 40 * min(width, height):
         width = height  # torchvision would resize the whole of a very long image

@@ -16,7 +16,8 @@ from conftest import ROOT, run, write_images, write_label_maps
 from PIL import Image
 
 from relabel.data.beton import read_header
-from relabel.data.packing import Packing, pack
+from relabel.data.packing import pack
+from relabel.data.settings import Packing
 from relabel.errors import BadInput
 
 

@@ -28,6 +28,10 @@ typedef struct {
   int64_t out, scratch;
 } Request;
 
+// What the crop is resized to, of which the output is all or a part.
+static inline int resized_rows(const Request *r) { return (int)(r->rows ? r->rows : r->size); }
+static inline int resized_columns(const Request *r) { return (int)(r->columns ? r->columns : r->size); }
+
 typedef struct Tables Tables;
 
 // RGB pixels of an image, or of the part that a crop needs.

@@ -92,9 +92,9 @@ int64_t jpeg_has_size(int64_t source, int64_t bytes, int64_t height, int64_t wid
 // jpeg_crop_scanline), at 1/2, 1/4 or 1/8 scale where the crop has that many pixels to spare.
 static int crop_by_libjpeg(const Request *r, j_decompress_ptr info, uint8_t *memory) {
   const int y = (int)r->y, x = (int)r->x, h = (int)r->h, w = (int)r->w;
-  const int64_t high = r->rows ? r->rows : r->size, wide = r->columns ? r->columns : r->size;
+  const int64_t rows = resized_rows(r), columns_wanted = resized_columns(r);
   int denominator = 1;
-  while (denominator < 8 && w >= 4 * denominator * wide && h >= 4 * denominator * high) denominator *= 2;
+  while (denominator < 8 && w >= 4 * denominator * columns_wanted && h >= 4 * denominator * rows) denominator *= 2;
   info->scale_num = 1, info->scale_denom = denominator;
   info->out_color_space = JCS_RGB;
   info->dct_method = JDCT_ISLOW;

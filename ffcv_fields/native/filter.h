@@ -76,27 +76,13 @@ static inline int bilinear(const Axis *a, int at, int *first, int *shares) {
   return 2;
 }
 
-// Of an output pixel of PIL's filter: the middle, in pixels from the crop's start, and half the width of the tent.
-static inline void tent_of(const Axis *a, int at, double *middle, double *half) {
-  const double scale = (double)a->length / a->resized;
-  *middle = (a->from + at + 0.5) * scale, *half = scale > 1 ? scale : 1;
-}
-
-// The pixels, of the crop's, that the output pixels at first..last need.
-static inline void span_of(const Axis *a, int first, int last, int *begin, int *behind) {
-  double middle, half;
-  tent_of(a, first, &middle, &half);
-  *begin = (int)(middle - half + 0.5 > 0 ? middle - half + 0.5 : 0);
-  tent_of(a, last, &middle, &half);
-  *behind = (int)(middle + half + 0.5 < a->length ? middle + half + 0.5 : a->length);
-}
-
-// Shares, by a tent around output pixel `at`, of samples that stand for `pixels` pixels each.
+// Shares of the samples, which stand for `pixels` pixels each, that a tent around output pixel `at` covers, as PIL does.
 static inline int tent(const Axis *a, int at, int pixels, int *first, int *shares, int *sum) {
-  double middle, half;
-  int begin, behind, count = 0;
-  tent_of(a, at, &middle, &half);
-  span_of(a, at, at, &begin, &behind);
+  const double scale = (double)a->length / a->resized, half = scale > 1 ? scale : 1;  // half the width of the tent
+  const double middle = (a->from + at + 0.5) * scale;                                 // in pixels of the crop
+  const double low = middle - half + 0.5, high = middle + half + 0.5;
+  const int begin = low > 0 ? (int)low : 0, behind = high < a->length ? (int)high : a->length;
+  int count = 0;
   *first = (a->start + begin) / pixels, *sum = 0;
   for (int i = begin; i < behind; ++i) {
     const double distance = (i + 0.5 - middle) / half, height = 1 - (distance < 0 ? -distance : distance);

@@ -83,8 +83,8 @@ static int make_planes(Planes *p, const Request *r, j_decompress_ptr info, Table
     const int every_x = most_h / c->h_samp_factor, every_y = most_v / c->v_samp_factor;
     const int samples_x = ceil_div((int)r->width, every_x), samples_y = ceil_div((int)r->height, every_y);
     const int fancy = every_x <= 2 && every_y <= 2 && samples_x > 2;  // where libjpeg interpolates
-    const int x = plane->reduced_x = halvings((int)r->w / every_x, (int)(r->columns ? r->columns : r->size));
-    const int y = plane->reduced_y = halvings((int)r->h / every_y, (int)(r->rows ? r->rows : r->size));
+    const int x = plane->reduced_x = halvings((int)r->w / every_x, resized_columns(r));
+    const int y = plane->reduced_y = halvings((int)r->h / every_y, resized_rows(r));
     const Axis across = {(int)r->x, (int)r->w, (int)r->size, ceil_div(samples_x, 1 << x), every_x << x,
                          fancy && every_x == 2 && x == 0, (int)r->flip, (int)r->columns, (int)r->left};
     const Axis down = {(int)r->y, (int)r->h, (int)r->size, ceil_div(samples_y, 1 << y), every_y << y,
