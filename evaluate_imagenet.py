@@ -4,6 +4,9 @@
     python evaluate_imagenet.py --model.arch=resnet50 --model.weights=runs/relabel_rn50/checkpoint.pt \\
         --data.val=val.beton --data.real=real.json --data.multilabel_records=human_accuracy_v3.0.0.json \\
         --data.imagenet_v2=imagenetv2 --data.imagenet_a=imagenet-a --data.imagenet_c=ImageNet-C
+  its robustness: FGSM of epsilon 8/255 on the validation images, and ImageNet-9's backgrounds:
+    python evaluate_imagenet.py --model.arch=resnet50 --model.weights=runs/relabel_rn50/checkpoint.pt \\
+        --data.val=val.beton --data.fgsm=8 --data.imagenet_9=bg_challenge --data.in9_map=in_to_in9.json
   a network with the weights that torchvision or timm publish for it:
     python evaluate_imagenet.py --model.arch=timm/resnet50.a1_in1k --model.weights=published --data.val=ILSVRC/val
 
@@ -23,6 +26,7 @@ if __name__ == "__main__":  # the settings are read first: the libraries take se
 import csv
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,33 +41,42 @@ from relabel.data.folder_loader import FolderLoader, evaluation_loader
 from relabel.data.loader import Loader
 from relabel.data.reading import Reading
 from relabel.errors import BadInput
+from relabel.evaluation.adversarial import LEVELS, Fgsm
+from relabel.evaluation.backgrounds import find_variations, read_in9_map, variation_classes
 from relabel.evaluation.label_sets import ALEXNET_ERRORS, read_multilabel_records, read_real
-from relabel.evaluation.predictions import Predictions, average_precision, predict
+from relabel.evaluation.predictions import Attack, Predictions, average_precision, predict
 from relabel.models import build_model, check_input, load_weights, published_model
 from relabel.precision import precision_of
 from relabel.processes import Processes, decoding_threads, join, use_all_cores
 
 PUBLISHED = "published"
 V2_VARIANTS = ("matched-frequency", "threshold0.7", "top-images")
-
+NEEDS = {"real": "val", "multilabel_records": "val", "imagenet_o": "val", "fgsm": "val", "imagenet_9": "in9_map"}
 
 Row = tuple[str, str, float, int]  # set, measure, value, images
 
 
 def main(settings: Settings) -> None:
     data = settings.data
+    for name, other in NEEDS.items():
+        if getattr(data, name) and not getattr(data, other):
+            raise BadInput(f"data.{name} needs data.{other}")
     processes = join(settings.compute.gpu, "nccl")
     use_all_cores(processes.local_size)
     sets = Sets(settings, processes)
+    groups = read_in9_map(data.in9_map, sets.num_classes, sets.classes) if data.imagenet_9 else None
     rows: list[Row] = []
     names: list[str] = []
     if data.val:
         loader, names = sets.open(data.val)
         val = sets.predict(loader)
         rows += [("ImageNet", f"top-{k} %", val.top(k), len(val.labels)) for k in (1, 5)]
-    for name in ("real", "multilabel_records", "imagenet_o"):
+    if data.fgsm:
+        attack = Fgsm(data.fgsm / LEVELS)
+        rows.append((f"ImageNet, {attack}", "top-1 %", sets.predict(loader, attack=attack).top(1), len(val.labels)))
+    for name in ("real", "multilabel_records"):
         if getattr(data, name) and not names:
-            raise BadInput(f"data.{name} needs data.val, with its file names (write the .beton again if it has none)")
+            raise BadInput(f"data.{name} needs the file names of data.val: write the .beton again, it has none")
     if data.real:
         right = read_real(data.real, names, loader.num_classes, sets.classes)
         rows.append(("ReaL", "multi-label %", val.multilabel(right), int(right.any(1).sum())))
@@ -87,6 +100,8 @@ def main(settings: Settings) -> None:
         rows.append(out_of_distribution_row(sets, data.imagenet_o, loader))
     if data.imagenet_c:
         rows += corruption_rows(sets, data.imagenet_c)
+    if groups is not None:
+        rows += background_rows(sets, data.imagenet_9, groups)
     if not rows:
         raise BadInput("nothing to evaluate on: give data.val or one of the other sets")
     if processes.first:
@@ -99,22 +114,34 @@ class Sets:
     def __init__(self, settings: Settings, processes: Processes) -> None:
         data = settings.data
         saved = None if settings.model.weights == PUBLISHED else saved_classes(settings.model.weights)
-        self.classes = network_classes(saved, settings.model.num_classes)
+        self.num_classes = settings.model.num_classes
+        self.classes = network_classes(saved, self.num_classes)
         model = make_model(settings.model, say=processes.first).eval()
         check_input(model, settings.model.arch, 1, [data.image_size])
         self._model = model.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         threads = decoding_threads(data.num_workers, processes)
-        self._reading = Reading(settings.model.num_classes, processes, threads, classes=self.classes)
+        self._reading = Reading(self.num_classes, processes, threads, classes=self.classes)
         self._precision = precision_of(settings.compute.precision, processes.device)
         self._data, self._batch_size = data, data.batch_size * processes.world_size
 
-    def open(self, path: str, crop_ratio: float = 0) -> tuple[Loader | FolderLoader, list[str]]:
-        """The loader of a set, and its samples' file names; `crop_ratio` 0: that of the settings."""
-        ratio = crop_ratio or self._data.crop_ratio
-        return evaluation_loader(path, self._reading, self._batch_size, self._data.image_size, ratio)
+    def open(
+        self, path: str, crop_ratio: float = 0, classes: tuple[str, ...] | None = None
+    ) -> tuple[Loader | FolderLoader, list[str]]:
+        """The loader of a set, and its samples' file names.
 
-    def predict(self, loader: Loader | FolderLoader, classes: np.ndarray | None = None) -> Predictions:
-        return predict(self._model, loader, self._precision, self._data.lr_tta, classes)
+        Args:
+            path: of the set.
+            crop_ratio: 0: that of the settings.
+            classes: what the labels are indices of; None: the network's classes.
+        """
+        reading = replace(self._reading, classes=classes) if classes else self._reading
+        ratio = crop_ratio or self._data.crop_ratio
+        return evaluation_loader(path, reading, self._batch_size, self._data.image_size, ratio)
+
+    def predict(
+        self, loader: Loader | FolderLoader, classes: np.ndarray | None = None, attack: Attack | None = None
+    ) -> Predictions:
+        return predict(self._model, loader, self._precision, self._data.lr_tta, classes, attack)
 
 
 def make_model(settings: Model, say: bool) -> torch.nn.Module:
@@ -168,6 +195,25 @@ def corruption_rows(sets: Sets, path: str) -> list[Row]:
     whole = len(rows) == len(ALEXNET_ERRORS)
     title = "mean corruption error, %" if whole else f"mean over {len(rows)} of {len(ALEXNET_ERRORS)} corruptions, %"
     return [*rows, ("ImageNet-C", title, float(np.mean([value for _, _, value, _ in rows])), images)]
+
+
+def background_rows(sets: Sets, path: str, groups: np.ndarray) -> list[Row]:
+    """ImageNet-9: accuracy on each variation that is there, and the BG-Gap, mixed_same's less mixed_rand's.
+
+    Args:
+        groups: int64, each class's class of ImageNet-9, of `read_in9_map`.
+    """
+    rows: list[Row] = []
+    for variation, place in find_variations(path).items():
+        names, numbers = variation_classes(place)
+        found = sets.predict(sets.open(place, crop_ratio=1.0, classes=names)[0])
+        accuracy = found.grouped(groups, numbers[found.labels])
+        rows.append((f"ImageNet-9 {variation}", "top-1 % of 9 classes", accuracy, len(found.labels)))
+    results = {title.removeprefix("ImageNet-9 "): (value, images) for title, _, value, images in rows}
+    if {"mixed_same", "mixed_rand"} <= results.keys():
+        (same, first), (rand, second) = results["mixed_same"], results["mixed_rand"]
+        rows.append(("ImageNet-9 BG-Gap", "mixed_same - mixed_rand, points", same - rand, first + second))
+    return rows
 
 
 def report(rows: list[Row], settings: Settings) -> None:

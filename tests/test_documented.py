@@ -90,6 +90,11 @@ def world(tmp_path_factory):
     for file, num_classes in (("rn50_relabel_78.9.pth", 1000), ("birds.pth", 200)):
         torch.save(torchvision.models.resnet50(num_classes=num_classes).state_dict(), root / file)
     (root / "real.json").write_text(json.dumps([[c % 1000] for c in range(50_000)]))
+    for variation in ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg"):
+        for c in range(9):
+            save(Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)),
+                 root / f"bg_challenge/{variation}/val/0{c}_class/fg_{c}_bg_0.JPEG")  # fmt: skip
+    (root / "in_to_in9.json").write_text(json.dumps({c: c % 10 - 1 for c in range(1000)}))
     (root / "configs").mkdir()
     (root / "configs/base.yaml").write_text(OFFICIAL_BASE)
     (root / "configs/relabel_train_resnet50.yaml").write_text(RELABEL)

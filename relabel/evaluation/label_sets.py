@@ -28,7 +28,7 @@ ALEXNET_ERRORS = {
 }  # fmt: skip
 
 
-def _read_json(file: str) -> Any:
+def read_json(file: str) -> Any:
     try:
         return json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError) as error:
@@ -43,7 +43,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _list_of(file: str, form: str) -> list[Any]:
-    content = _read_json(file)
+    content = read_json(file)
     if not isinstance(content, list):
         raise BadInput(f"{file}: must be {form}")
     return content
@@ -61,7 +61,7 @@ def _set_classes(row: np.ndarray, classes: Any, index: dict[Any, int], file: str
             row[index[c]] = True
 
 
-def _imagenet_index(classes: Sequence[str] | None, num_classes: int, file: str) -> dict[Any, int]:
+def imagenet_index(classes: Sequence[str] | None, num_classes: int, file: str) -> dict[Any, int]:
     """The network's index of each of ImageNet-1k's classes, by its index and WordNet id; -1: it does not know it."""
     names = imagenet_classes()
     if classes is None:
@@ -88,7 +88,7 @@ def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndar
     Raises:
         BadInput: no such file, contents of another form or length, a sample or class that is unknown; named.
     """
-    content, count = _read_json(file), len(identity.names)
+    content, count = read_json(file), len(identity.names)
     known: dict[Any, int] = {i: int(j) for i, j in enumerate(identity.index)}
     right = np.zeros((count, num_classes), bool)
     if isinstance(content, dict):
@@ -130,7 +130,7 @@ def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequ
     """
     lists, index = (
         _list_of(file, "ReaL's real.json, a list of lists of classes"),
-        _imagenet_index(classes, num_classes, file),
+        imagenet_index(classes, num_classes, file),
     )
     right, seen = np.zeros((len(samples), num_classes), bool), dict[int, str]()
     for row, name in zip(right, samples, strict=True):
@@ -149,7 +149,7 @@ def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequ
 
 def _records(file: str) -> list[Any]:
     """The records of `imagenet2012_multilabel`, from their list or made of the published file as TFDS makes them."""
-    content = _read_json(file)
+    content = read_json(file)
     if isinstance(content, list):
         return content
     labels, problematic = (content.get(key) if isinstance(content, dict) else None for key in PUBLISHED)
@@ -189,7 +189,7 @@ def read_multilabel_records(
     Raises:
         BadInput: a record of another form, two records of one image, or none that counts.
     """
-    index = _imagenet_index(classes, num_classes, file)
+    index = imagenet_index(classes, num_classes, file)
     records = _records(file)
     rows, labels = [], []
     for number, record in enumerate(records):

@@ -1,5 +1,6 @@
 """Accuracy of a network on a validation set: single-label top-1 and top-5, multi-label, and over subsets of classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from ..data.loader import Loader
 from ..normalization import normalize, on_device
 from ..precision import Precision
 from ..processes import all_reduce_sum, hide_progress
+
+Network = Callable[[torch.Tensor], torch.Tensor]  # images `[B, 3, S, S]` -> logits `[B, C]`
+Attack = Callable[[Network, torch.Tensor, torch.Tensor], torch.Tensor]  # network, images, labels -> images
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,15 @@ class Predictions:
         hits = np.bincount(self.labels[counts], self._hits(right)[counts])
         return 100 * float((hits[samples > 0] / samples[samples > 0]).mean())
 
+    def grouped(self, groups: np.ndarray, right: np.ndarray) -> float:
+        """Fraction of the predictions that are classes of the right group, in percent (as ImageNet-9 has nine).
+
+        Args:
+            groups: int64 `[C]`, the group of each class; -1: of none, which is never right.
+            right: int64 `[N]`, each sample's group.
+        """
+        return 100 * float((groups[self.best[:, 0]] == right).mean())
+
     def _hits(self, right):
         return right[np.arange(len(self.best)), self.best[:, 0]]
 
@@ -62,6 +75,7 @@ def predict(
     precision: Precision,
     flip_average: bool = False,
     classes: np.ndarray | None = None,
+    attack: Attack | None = None,
 ) -> Predictions:
     """Run `model` over a validation set once, each process over its shard.
 
@@ -71,8 +85,14 @@ def predict(
         precision: of the forward pass, on the model's device.
         flip_average: average the logits with those of the horizontally flipped images.
         classes: int64, the only classes that may be predicted (ImageNet-A, -R and -O have 200).
+        attack: changes each batch's normalized images; it knows all that is predicted by, the flipped images too.
     """
     model.eval()
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        logits = model(images)
+        return (logits + model(images.flip(3))) / 2 if flip_average else logits
+
     device = precision.device
     samples = on_device(loader.order_of(0), device)
     forbidden = None
@@ -86,11 +106,10 @@ def predict(
     for batch in batches:
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
         images = normalize(images, precision.dtype)
+        if attack:
+            images = attack(network, images, labels)  # in float32: float16's gradients can become 0
         with precision.autocast():
-            logits = model(images)
-            if flip_average:
-                logits = (logits + model(images.flip(3))) / 2
-        logits = logits.float()
+            logits = network(images).float()
         if forbidden is not None:
             logits = logits.masked_fill(forbidden, -torch.inf)
         which = samples[done : done + len(labels)]
