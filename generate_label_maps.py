@@ -34,10 +34,11 @@ import torch
 from relabel.checkpoints import saved_classes
 from relabel.commands import run_command
 from relabel.data.classes import network_classes
-from relabel.data.images import by_key, class_list_for, find_images
 from relabel.data.label_map_files import manifest_of
 from relabel.data.packing import list_skipped, pack
 from relabel.data.settings import Packing
+from relabel.data.sources.base import ClassChoice, by_key
+from relabel.data.sources.opening import open_source
 from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.generator import Archive, Generation, Tree, generate
@@ -58,24 +59,24 @@ def main(settings: Settings) -> None:
     root = path.with_name(path.name + ".maps.npy") if into_beton else path
     if maps.top_k > model.num_classes:
         raise BadInput(f"maps.top_k is {maps.top_k}; the annotator has {model.num_classes} classes")
-    folder = find_images(Path(data.data_dir))
-    by_key(folder.images)
-    for remark in folder.remarks:
+    source = open_source(data.data_dir)
+    by_key(source)
+    for remark in source.remarks:
         say(remark)
     saved = None if model.weights == "published" else saved_classes(model.weights)
     classes = network_classes(saved, model.num_classes)
-    if classes is None and len(folder.classes) == model.num_classes:
-        classes = folder.classes
+    if classes is None and len(source.classes) == model.num_classes:
+        classes = source.classes
         say(f"{model.weights}: has no class list; its classes are taken for the folders', in their order")
-    if into_beton and len(folder.classes) != model.num_classes:
-        class_list_for(Path(data.data_dir), model.num_classes, None)  # or it could not be packed: say so now
+    if into_beton and len(source.classes) != model.num_classes:
+        ClassChoice(model.num_classes).of(source.classes, data.data_dir)  # or it could not be packed: say so now
     network, statistics, digest = annotator_network(model.arch, model.weights, model.num_classes)
     image_size = maps.image_size or maps.size * 224 // DenseAnnotator(network, 224).grid[0]
     annotator = DenseAnnotator(network, image_size)
     grid = annotator.grid
     annotator = annotator.to(processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessing = Preprocessing(image_size, **statistics)
-    names = [image.name for image in folder.images]
+    names = [sample.name for sample in source.samples]
     manifest = {
         "model": model.arch,
         "weights_sha256": digest,
@@ -102,8 +103,7 @@ def main(settings: Settings) -> None:
         if todo:
             generation = Generation(maps.top_k, maps.size, maps.batch_size, data.num_workers, data.on_error == "skip")
             precision = precision_of(settings.compute.precision, processes.device)
-            files = [folder.images[i].path for i in todo]
-            share, bad = generate(annotator, preprocessing, files, todo, store, generation, precision)
+            share, bad = generate(annotator, preprocessing, source, todo, store, generation, precision)
             say(f"{share:.0%} of the time in the network")
         bad = processes.gather(bad)
         if processes.first:
@@ -115,7 +115,7 @@ def main(settings: Settings) -> None:
                 left_out = pack(
                     Packing(
                         data_dir=data.data_dir, label_map_dir=str(root), write_path=str(path), on_error=data.on_error,
-                        num_classes=0 if len(folder.classes) == model.num_classes else model.num_classes,
+                        num_classes=0 if len(source.classes) == model.num_classes else model.num_classes,
                     )
                 )  # fmt: skip
                 for file in (manifest_of(root), root):

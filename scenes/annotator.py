@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from relabel.data.images import find_images
+from relabel.data.sources.opening import open_source
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing
 from relabel.label_maps.generator import Generation, Tree, generate
 from relabel.precision import precision_of
@@ -117,13 +117,12 @@ def train_annotator(seed: int) -> tuple[Annotator, float]:
 
 def annotate(annotator: Annotator, images: Path, out: Path) -> None:
     """Write a label map for each image of a folder, by the product's own generator."""
-    folder = find_images(images)
+    source = open_source(images)
     manifest: dict[str, Any] = {"model": "Scenes' annotator", "axis_order": "yx", "top_k": 5, "size": MAP_SIZE}
     manifest |= {"scores": "logits", "classes": CLASSES}
-    store = Tree(out, [image.name for image in folder.images], manifest)
+    store = Tree(out, [sample.name for sample in source.samples], manifest)
     store.prepare()
     dense, precision = DenseAnnotator(annotator, PREPROCESSING.image_size), precision_of("fp32", torch.device("cpu"))
     todo = store.missing()
     if todo:
-        files = [folder.images[i].path for i in todo]
-        generate(dense, PREPROCESSING, files, todo, store, Generation(size=MAP_SIZE), precision)
+        generate(dense, PREPROCESSING, source, todo, store, Generation(size=MAP_SIZE), precision)

@@ -73,7 +73,7 @@ def test_rows_of_a_map_are_the_image_s_y_and_the_full_image_is_seen(tmp_path):
     pixels = np.zeros((30, 90, 3), np.uint8)
     pixels[15:] = 255  # the lower half is bright
     Image.fromarray(pixels).save(tmp_path / "half.png")
-    images = PLAIN.normalize(PLAIN.read(tmp_path / "half.png")[None])
+    images = PLAIN.normalize(PLAIN.read((tmp_path / "half.png").read_bytes(), "half.png")[None])
     scores, classes = label_maps(DenseAnnotator(Shades(), 64), images, 2, 8)
     assert scores.shape == classes.shape == (1, 2, 8, 8)
     assert (classes[0, 0, 5:] == 3).all() and (classes[0, 0, :3] != 3).all()
@@ -143,7 +143,7 @@ def test_maps_are_generated_in_the_official_format_and_resume_where_they_stopped
     assert again.returncode == 1 and "exists already" in again.stderr
     (tmp_path / "images" / "class7").rename(tmp_path / "class7")
     fewer = generate(tmp_path / "images", tmp_path / "fewer.beton")
-    assert fewer.returncode == 1 and "has 7 class folders, not cfg.num_classes=8" in fewer.stderr
+    assert fewer.returncode == 1 and "has 7 classes, not cfg.num_classes=8" in fewer.stderr
     assert len(files) == 12
 
 
@@ -189,7 +189,7 @@ def test_a_wrong_axis_order_is_found_by_an_annotator(tmp_path):
         (images / f"class{i % 4}").mkdir(parents=True, exist_ok=True)
         file = images / f"class{i % 4}" / f"{i}.png"
         Image.fromarray(pixels).resize((64, 64), Image.Resampling.NEAREST).save(file)
-        scores, classes = label_maps(network, PLAIN.normalize(PLAIN.read(file)[None]), 1, 8)
+        scores, classes = label_maps(network, PLAIN.normalize(PLAIN.read(file.read_bytes(), file)[None]), 1, 8)
         (tmp_path / "maps" / file.parent.name).mkdir(parents=True, exist_ok=True)
         torch.save(torch.stack([scores[0], classes[0].float()]), tmp_path / "maps" / file.parent.name / f"{i}.pt")
     fits = {
@@ -245,7 +245,7 @@ def test_the_cat_s_cells_say_cat(tmp_path):
     network, statistics, _ = annotator_network(LITE0, "published", 1000)
     preprocessing = Preprocessing(480, **statistics)
     Image.fromarray(data.chelsea()).save(tmp_path / "cat.png")
-    images = preprocessing.normalize(preprocessing.read(tmp_path / "cat.png")[None])
+    images = preprocessing.normalize(preprocessing.read((tmp_path / "cat.png").read_bytes(), "cat.png")[None])
     _, classes = label_maps(DenseAnnotator(network, 480), images, 5, 15)
     cats = [i for i, name in enumerate(imagenet_names()) if name in ("tabby", "tiger cat", "Egyptian cat")]
     face = classes[0, 0, 3:13, 3:12]  # its position in the photograph

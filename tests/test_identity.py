@@ -24,12 +24,12 @@ from relabel.data.beton import labels_of, read_header
 from relabel.data.cleaning import cleaned_labels
 from relabel.data.contents import read_contents
 from relabel.data.folder_loader import evaluation_loader
-from relabel.data.images import find_images
 from relabel.data.label_map_set import open_label_maps
 from relabel.data.names import Identity
 from relabel.data.packing import pack, packed_once
 from relabel.data.reading import Reading
 from relabel.data.settings import Packing
+from relabel.data.sources.opening import open_source
 from relabel.errors import BadInput, BadSample
 from relabel.evaluation.label_sets import read_multilabel_records, read_multilabels, read_real
 from relabel.evaluation.predictions import predict
@@ -146,11 +146,11 @@ def test_empty_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     (tmp_path / "a" / ".ipynb_checkpoints").mkdir()
     shutil.copy(tmp_path / "a" / "a_0.png", tmp_path / "a" / ".ipynb_checkpoints" / "a_0-checkpoint.png")
     (tmp_path / "a" / "._a_0.png").write_bytes(b"\0\5\26\7")
-    folder = find_images(tmp_path)
-    assert folder.classes == ("a", "b", "c") and [i.name for i in folder.images] == [
+    folder = open_source(tmp_path)
+    assert folder.classes == ("a", "b", "c") and [i.name for i in folder.samples] == [
         "a/a_0.png", "a/a_1.png", "c/c_0.png", "c/c_1.png"
     ]  # fmt: skip
-    assert [i.label for i in folder.images] == [0, 0, 2, 2]
+    assert [i.label for i in folder.samples] == [0, 0, 2, 2]
     assert "3 hidden files or folders were left out (._a_0.png, .ipynb_checkpoints)" in folder.remarks[0]
 
 
@@ -158,7 +158,7 @@ def test_files_that_are_no_images_are_counted(tmp_path):
     write_colors(tmp_path, ["a"])
     for name in ("x.avif", "y.avif", "z.jp2", "README"):
         (tmp_path / "a" / name).write_bytes(b"")
-    (remark,) = find_images(tmp_path).remarks
+    (remark,) = open_source(tmp_path).remarks
     assert all(part in remark for part in ("2 .avif", "1 .jp2", "1 without ending"))
 
 
@@ -244,9 +244,9 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     (tmp_path / "images" / "a" / "more").symlink_to(tmp_path / "elsewhere" / "x")
     (tmp_path / "images" / "a" / "loop").symlink_to(tmp_path / "images" / "a")
     (tmp_path / "images" / "c").symlink_to(tmp_path / "elsewhere" / "x")
-    folder = find_images(tmp_path / "images")
+    folder = open_source(tmp_path / "images")
     assert folder.classes == ("a", "b", "c")
-    assert [image.name for image in folder.images] == [
+    assert [image.name for image in folder.samples] == [
         "a/a_0.png", "a/a_1.png", "a/more/x_0.png", "a/more/x_1.png", "b/b_0.png", "b/b_1.png", "c/x_0.png", "c/x_1.png"
     ]  # fmt: skip
 
@@ -268,9 +268,9 @@ def test_a_folder_is_read_in_imagefolder_s_order(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     theirs = ImageFolder(tmp_path)
-    ours = find_images(tmp_path)
+    ours = open_source(tmp_path)
     assert list(ours.classes) == theirs.classes
-    assert [(str(image.path), image.label) for image in ours.images] == theirs.samples
+    assert [(str(ours.place(s.index)), s.label) for s in ours.samples] == theirs.samples
 
 
 def test_a_part_of_the_classes_trains_with_the_whole_head(tmp_path, capsys):
@@ -298,7 +298,7 @@ def test_a_part_of_the_classes_trains_with_the_whole_head(tmp_path, capsys):
     with pytest.raises(BadInput, match="line 2: '' is no class name"):
         pack_folder(tmp_path / "images", tmp_path / "d.beton", class_list=str(tmp_path / "classes.txt"))
     (tmp_path / "classes.txt").write_text("cat\ndog")
-    with pytest.raises(BadSample, match="is a folder of none of the 2 classes"):
+    with pytest.raises(BadSample, match=r"has a class .*, none of the 2"):
         pack_folder(tmp_path / "images", tmp_path / "d.beton", class_list=str(tmp_path / "classes.txt"))
 
 

@@ -1,22 +1,24 @@
 """Images to evaluate on, from a `.beton` or from a folder of class folders, behind one interface."""
 
 from collections.abc import Generator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import pil_loader
+from PIL import Image
 from torchvision.transforms import v2
 
 from ..errors import BadSample
 from .beton import read_header
 from .classes import align
 from .contents import read_sample_list
-from .images import ImageFile, find_images
 from .loader import Batch, Loader
 from .names import Identity
 from .order import share_of
 from .reading import Reading, validation_loader
+from .sources.base import ImageSource
+from .sources.opening import open_source
 
 
 class FolderLoader:
@@ -34,15 +36,15 @@ class FolderLoader:
     """
 
     def __init__(self, path: str, reading: Reading, batch_size: int, size: int, crop_ratio: float) -> None:
-        folder = find_images(Path(path))
-        index, line = align(folder.classes, reading.classes, reading.num_classes, path)
-        for said in [*folder.remarks, *([line] if line else [])]:
+        source = open_source(path)
+        index, line = align(source.classes, reading.classes, reading.num_classes, path)
+        for said in [*source.remarks, *([line] if line else [])]:
             reading.processes.say(said)
         self.num_classes, self.num_workers = reading.num_classes, reading.num_workers
         self.batch_size = -(-batch_size // reading.processes.world_size)
-        self.labels = index[[image.label for image in folder.images]]
-        self.identity = Identity(folder.classes, index, [image.name for image in folder.images], reading.classes)
-        self._images, self._processes = _Images(folder.images, size, crop_ratio), reading.processes
+        self.labels = index[[sample.label for sample in source.samples]]
+        self.identity = Identity(source.classes, index, [sample.name for sample in source.samples], reading.classes)
+        self._images, self._processes = _Images(source, size, crop_ratio), reading.processes
 
     def order_of(self, epoch: int) -> np.ndarray:
         order, processes = np.arange(len(self.labels)), self._processes
@@ -68,21 +70,23 @@ class FolderLoader:
 class _Images(torch.utils.data.Dataset):
     """Center crops, uint8 `[3, S, S]`, as torchvision makes them; a BadSample for one that cannot be decoded."""
 
-    def __init__(self, images: list[ImageFile], size: int, crop_ratio: float) -> None:
-        self._images = images
+    def __init__(self, source: ImageSource, size: int, crop_ratio: float) -> None:
+        self._source = source
         self._transform = v2.Compose(
             [v2.Resize(round(size / crop_ratio), antialias=True), v2.CenterCrop(size), v2.PILToTensor()]
         )
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._source.samples)
 
     def __getitem__(self, index: int) -> torch.Tensor | BadSample:
-        file = self._images[index].path
         try:
-            return self._transform(pil_loader(file))
+            with Image.open(BytesIO(self._source.read(index))) as image:  # as torchvision's loader does
+                return self._transform(image.convert("RGB"))
+        except BadSample as problem:  # handed on: torch would make another error of one that a worker raises
+            return problem
         except (OSError, SyntaxError, ValueError) as error:
-            return BadSample(file, f"cannot be decoded ({str(error)[:120]}); is it damaged?")
+            return BadSample(self._source.place(index), f"cannot be decoded ({str(error)[:120]}); is it damaged?")
 
 
 def evaluation_loader(

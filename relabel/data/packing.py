@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,13 @@ from ..processes import started_by_torchrun
 from .agreement import Agreement
 from .classes import read_class_list
 from .contents import Contents
-from .images import ImageFile, by_key, class_list_for, find_images, read_image
+from .images import read_image
 from .label_map_files import Source
 from .label_map_set import LabelMapSet, open_label_maps
 from .provenance import differences, provenance_of
 from .settings import Packing
+from .sources.base import ClassChoice, ImageSource, Sample, by_key
+from .sources.opening import open_source
 from .writer import Packed, Workers, write_beton
 
 ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out whatever share they are
@@ -37,51 +39,50 @@ def pack(settings: Packing) -> list[BadSample]:
         BadInput: bad data or a path that cannot be used; nothing was written.
         WorkerFailed: a worker process died.
     """
-    path, root = Path(settings.write_path), Path(settings.data_dir)
+    path = Path(settings.write_path)
     if path.exists() and settings.overwrite == "no":
         raise BadSample(path, "exists already; --cfg.overwrite=yes replaces it")
     if not path.parent.is_dir():
         raise BadSample(path.parent, "is not a folder; make it first")
     given = read_class_list(settings.class_list) if settings.class_list else None
-    classes = class_list_for(root, settings.num_classes, given)
-    folder = find_images(root, classes)
-    images, maps, problems = folder.images, None, list[BadSample]()
+    source = open_source(settings.data_dir, ClassChoice(settings.num_classes, given))
+    samples, maps, problems = source.samples, None, list[BadSample]()
     if settings.label_map_dir:
-        maps = open_label_maps(Path(settings.label_map_dir), folder.classes, settings.axis_order, settings.scores)
-        images, problems = match(images, maps, partial=classes is not None)
+        maps = open_label_maps(Path(settings.label_map_dir), source.classes, settings.axis_order, settings.scores)
+        samples, problems = match(source, maps)
         if problems and settings.on_error == "stop":
             raise BadSample(
                 problems[0].file, f"{problems[0].reason}{_others(problems)}; --cfg.on_error=skip leaves such files out"
             )
-        if not images:
-            raise BadSample(maps.root, f"holds no label map of an image in {root}")
-    for remark in folder.remarks + (maps.remarks if maps else []):
+        if not samples:
+            raise BadSample(maps.root, f"holds no label map of an image in {source.root}")
+    for remark in source.remarks + (maps.remarks if maps else []):
         print(remark)
-    images = images[: settings.subset] if settings.subset >= 0 else images
-    if not images:
-        raise BadSample(root, "no image is left to pack")
+    samples = samples[: settings.subset] if settings.subset >= 0 else samples
+    if not samples:
+        raise BadSample(source.root, "no image is left to pack")
 
     def describe(packed: Packed) -> tuple[Contents, list[str], list[str]]:
-        _refuse_too_many(problems + packed.skipped, len(images) + len(problems), settings)
+        _refuse_too_many(problems + packed.skipped, len(samples) + len(problems), settings)
         if maps is not None:
-            print(_notes_of(packed).agreement.check(settings.min_agreement, settings.label_map_dir, folder.classes))
-        provenance = provenance_of(settings, folder.images, folder.classes)
-        kept = [images[i].name for i in packed.kept]
-        left_out = sorted({image.name for image in folder.images} - set(kept))
-        return Contents(folder.classes, provenance), kept, left_out
+            print(_notes_of(packed).agreement.check(settings.min_agreement, settings.label_map_dir, source.classes))
+        provenance = provenance_of(settings, source)
+        kept = [samples[i].name for i in packed.kept]
+        left_out = sorted({sample.name for sample in source.samples} - set(kept))
+        return Contents(source.classes, provenance), kept, left_out
 
-    reader, fields = _SampleReader(images, maps, settings), _fields(settings, maps, len(folder.classes))
+    reader, fields = _SampleReader(source, samples, maps, settings), _fields(settings, maps, len(source.classes))
     workers = Workers(
-        min(settings.num_workers, len(images)),
-        min(settings.chunk_size, -(-len(images) // settings.num_workers)),
+        min(settings.num_workers, len(samples)),
+        min(settings.chunk_size, -(-len(samples) // settings.num_workers)),
         settings.on_error == "skip",
     )
-    start, files = time.perf_counter(), [image.path for image in images]
+    start, places = time.perf_counter(), _Places(source, samples)
     with _sigterm_unwinds():
-        packed = write_beton(path, fields, files, reader.load, workers, reader.note, describe)
+        packed = write_beton(path, fields, places, reader.load, workers, reader.note, describe)
     left_out = problems + packed.skipped
     list_skipped(Path(settings.write_path + ".skipped.tsv"), left_out)
-    print(_summary(path, packed, fields, len(folder.classes), len(images) / (time.perf_counter() - start)))
+    print(_summary(path, packed, fields, len(source.classes), len(samples) / (time.perf_counter() - start)))
     return left_out
 
 
@@ -149,18 +150,20 @@ class Notes:
 class _SampleReader:
     """Reads a sample's field values in a worker process."""
 
-    def __init__(self, images: list[ImageFile], maps: LabelMapSet | None, settings: Packing) -> None:
-        self._images, self._maps, self._settings, self._notes = images, maps, settings, Notes()
+    def __init__(self, source: ImageSource, samples: list[Sample], maps: LabelMapSet | None, settings: Packing) -> None:
+        self._source, self._samples, self._maps = source, samples, maps
+        self._settings, self._notes = settings, Notes()
 
     def load(self, index: int) -> tuple:
-        image, settings = self._images[index], self._settings
-        pixels = read_image(image.path, settings.max_resolution, settings.write_mode)
+        sample, settings = self._samples[index], self._settings
+        data, place = self._source.read(sample.index), self._source.place(sample.index)
+        pixels = read_image(data, place, settings.max_resolution, settings.write_mode)
         self._notes.sixteen_bit += pixels.info["sixteen_bit"]
         if settings.write_mode == "proportion":
             np.random.seed(index)  # FFCV draws from it: the choice must not depend on the worker
         if self._maps is None:
-            return pixels, image.label
-        return pixels, image.label, self._label_map(self._maps, self._maps.sources[image.key], image.label)
+            return pixels, sample.label
+        return pixels, sample.label, self._label_map(self._maps, self._maps.sources[sample.key], sample.label)
 
     def note(self) -> Notes:
         return self._notes
@@ -189,28 +192,39 @@ def _notes_of(packed: Packed) -> Notes:
     return notes
 
 
-def match(images: list[ImageFile], maps: LabelMapSet, partial: bool) -> tuple[list[ImageFile], list[BadSample]]:
-    """The images that have a label map, and a BadSample for every image without and every map without image.
+class _Places(Sequence[Any]):
+    """Where each sample is, for messages."""
 
-    Args:
-        partial: the images are of some classes only; maps of the others are no mistake.
+    def __init__(self, source: ImageSource, samples: list[Sample]) -> None:
+        self._source, self._samples = source, samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._source.place(self._samples[index].index)
+
+
+def match(source: ImageSource, maps: LabelMapSet) -> tuple[list[Sample], list[BadSample]]:
+    """The images that have a label map, and a BadSample for every image without and every map without image.
 
     Raises:
         BadSample: two images share a key.
     """
-    keys = by_key(images)
+    keys, places = by_key(source), source.place
     with_images = {key.partition("/")[0] for key in keys}
-    unused = {key for key in maps.sources if key.partition("/")[0] not in with_images} if partial else set()
+    unused = {key for key in maps.sources if key.partition("/")[0] not in with_images} if source.partial else set()
     if unused:
         maps.remarks.append(f"{maps.root}: {len(unused):,} label maps of classes without images here are not used")
-    missing = [BadSample(image.path, "has no label map") for image in images if image.key not in maps.sources]
+    with_map = [sample for key, sample in keys.items() if key in maps.sources]
+    missing = [BadSample(places(s.index), "has no label map") for key, s in keys.items() if key not in maps.sources]
     part = "; for images of a part of the classes give cfg.num_classes or cfg.class_list"
     orphans = [
-        BadSample(source, f"is a label map with no image{'' if key.partition('/')[0] in with_images else part}")
-        for key, source in sorted(maps.sources.items())
+        BadSample(label_map, f"is a label map with no image{'' if key.partition('/')[0] in with_images else part}")
+        for key, label_map in sorted(maps.sources.items())
         if key not in keys and key not in unused
     ]
-    return [image for image in images if image.key in maps.sources], missing + orphans
+    return with_map, missing + orphans
 
 
 def _others(problems: list[BadSample]) -> str:

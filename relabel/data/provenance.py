@@ -9,24 +9,24 @@ from typing import Any
 
 from .beton import read_header
 from .contents import read_contents
-from .images import ImageFile, find_images
 from .label_map_files import find_label_maps, manifest_of
+from .sources.base import ImageSource
+from .sources.opening import open_source
 
 
-def provenance_of(settings: Any, images: list[ImageFile], classes: Sequence[str]) -> dict[str, Any]:
+def provenance_of(settings: Any, source: ImageSource) -> dict[str, Any]:
     """Where a `.beton` is packed from: folders, number of files, a digest of names and times, label maps, settings.
 
     Args:
         settings: `packing.Packing`.
-        images: all images of the folder.
     """
     maps = settings.label_map_dir
     return {
         "data_dir": os.path.realpath(settings.data_dir),
-        "files": len(images),
-        "digest": _digest((image.name, image.path) for image in images),
+        "files": len(source.samples),
+        "digest": _digest(source.files()),
         "label_map_dir": os.path.realpath(maps) if maps else "",
-        "label_maps": _label_maps(maps, classes),
+        "label_maps": _label_maps(maps, source.classes),
         "settings": dataclasses.asdict(settings),
     }
 
@@ -43,12 +43,12 @@ def differences(path: str, data_dir: str, label_map_dir: str) -> list[str]:
     if was.get("data_dir") != os.path.realpath(data_dir):
         found.append(f"its images are those of {was.get('data_dir')}, not of {data_dir}")
     elif Path(data_dir).is_dir():
-        folder = find_images(Path(data_dir))
-        if len(folder.images) != was.get("files"):
-            found.append(f"{data_dir} held {was.get('files'):,} images, it holds {len(folder.images):,} now")
-        elif folder.classes != contents.classes:
+        source = open_source(data_dir)
+        if len(source.samples) != was.get("files"):
+            found.append(f"{data_dir} held {was.get('files'):,} images, it holds {len(source.samples):,} now")
+        elif source.classes != contents.classes:
             found.append(f"the class folders in {data_dir} are others now")
-        elif _digest((image.name, image.path) for image in folder.images) != was.get("digest"):
+        elif _digest(source.files()) != was.get("digest"):
             found.append(f"images in {data_dir} have been moved, renamed or changed since")
     if was.get("settings", {}).get("subset", -1) >= 0:
         found.append(f"it holds a part of the images, cfg.subset={was['settings']['subset']}")

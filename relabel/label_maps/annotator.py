@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,18 +34,22 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def read(self, file: Path) -> torch.Tensor:
+    def read(self, data: bytes, where: Any) -> torch.Tensor:
         """uint8 `[3, image_size, image_size]`: RGB, the whole image, aspect ratio not kept.
 
+        Args:
+            data: an image's whole file.
+            where: it comes from, for messages.
+
         Raises:
-            BadSample: the file cannot be decoded.
+            BadSample: it cannot be decoded.
         """
         side = (self.image_size, self.image_size)
         try:
-            with Image.open(file) as image:
+            with Image.open(BytesIO(data)) as image:
                 pixels = np.array(image.convert("RGB").resize(side, Image.Resampling.BICUBIC))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadSample(file, f"cannot be decoded ({str(error)[:120]}); is it damaged?") from None
+            raise BadSample(where, f"cannot be decoded ({str(error)[:120]}); is it damaged?") from None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:

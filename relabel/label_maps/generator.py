@@ -14,8 +14,8 @@ from ffcv_fields.label_map import pack_label_map
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.images import key_of
 from ..data.label_map_files import manifest_of, open_archive, read_manifest, write_label_map
+from ..data.sources.base import ImageSource, key_of
 from ..errors import BadInput, BadSample
 from ..files import atomic, write_text
 from ..precision import Precision
@@ -52,18 +52,18 @@ class Store(Protocol):
 def generate(
     annotator: DenseAnnotator,
     preprocessing: Preprocessing,
-    files: Sequence[Path],
+    source: ImageSource,
     indices: Sequence[int],
     store: Store,
     generation: Generation,
     precision: Precision,
 ) -> tuple[float, list[BadSample]]:
-    """Write the label maps of `files`.
+    """Write the label maps of some images of `source`.
 
     Args:
         annotator: on the device of `precision`.
         preprocessing: from a file to the annotator's input.
-        indices: of `files` in `store`.
+        indices: of the images, in `source` and in `store`.
 
     Returns:
         The share of the time that the network took, and the images that cannot be decoded.
@@ -73,10 +73,13 @@ def generate(
     """
     device, bad = precision.device, list[BadSample]()
     loader = DataLoader(
-        Images(files, preprocessing), generation.batch_size, num_workers=generation.num_workers, collate_fn=list
+        Images(source, indices, preprocessing),
+        generation.batch_size,
+        num_workers=generation.num_workers,
+        collate_fn=list,
     )
     in_network, start, done = 0.0, time.perf_counter(), 0
-    with tqdm(total=len(files), unit=" images", desc="label maps", disable=hide_progress()) as progress:
+    with tqdm(total=len(indices), unit=" images", desc="label maps", disable=hide_progress()) as progress:
         for parts in loader:
             problems = [part for part in parts if isinstance(part, BadSample)]
             if problems and not generation.skip_bad:
@@ -98,17 +101,18 @@ def generate(
 
 
 class Images(Dataset):
-    """Files as the network's input before normalization, uint8 `[3, S, S]`; a BadSample for one that is damaged."""
+    """Images as the network's input before normalization, uint8 `[3, S, S]`; a BadSample for one that is damaged."""
 
-    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
-        self.files, self.preprocessing = files, preprocessing
+    def __init__(self, source: ImageSource, indices: Sequence[int], preprocessing: Preprocessing) -> None:
+        self.source, self.indices, self.preprocessing = source, indices, preprocessing
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> torch.Tensor | BadSample:
+        index = self.indices[index]
         try:
-            return self.preprocessing.read(self.files[index])
+            return self.preprocessing.read(self.source.read(index), self.source.place(index))
         except BadSample as problem:  # handed on: torch would make another error of one that a worker raises
             return problem
 

@@ -16,9 +16,9 @@ from PIL import Image
 from ..data.beton import column, read_header
 from ..data.classes import IMAGENET_CLASSES, imagenet_classes
 from ..data.contents import read_contents, read_sample_list
-from ..data.images import find_images
 from ..data.label_map_files import read_manifest
 from ..data.label_map_set import open_label_maps
+from ..data.sources.opening import open_source
 from ..errors import BadInput
 from .annotator import DenseAnnotator, Preprocessing
 
@@ -84,15 +84,15 @@ class Samples:
     ) -> None:
         self.remarks: list[str] = []
         if label_maps:
-            self._open_folder(Path(images), Path(label_maps), axis_order, num_classes)
+            self._open_source(images, Path(label_maps), axis_order, num_classes)
         else:
             self._open_beton(images)
         index = {name: i for i, name in enumerate(self.map_classes)}
         self.label_of = np.array([index.get(name, -1) for name in self.classes], np.int64)
 
-    def _open_folder(self, images: Path, label_maps: Path, axis_order: str, num_classes: int) -> None:
-        folder = find_images(images)
-        self.classes, named = folder.classes, read_manifest(label_maps).get("classes")
+    def _open_source(self, images: str, label_maps: Path, axis_order: str, num_classes: int) -> None:
+        source = open_source(images)
+        self.classes, named = source.classes, read_manifest(label_maps).get("classes")
         if named is None:
             unnamed = tuple(f"class {i}" for i in range(num_classes))
             named = self.classes if len(self.classes) == num_classes else unnamed
@@ -100,11 +100,11 @@ class Samples:
         self.map_classes = tuple(named)
         maps = open_label_maps(label_maps, self.map_classes, axis_order, folders=self.classes)
         self._maps, self.axis_order, self.scores = maps, maps.format.axis_order, maps.scores
-        self.total, self.remarks = len(folder.images), maps.remarks
-        self._entries: list[Any] = [image for image in folder.images if image.key in maps.sources]
+        self.total, self.remarks = len(source.samples), maps.remarks
+        self._entries: list[Any] = [sample for sample in source.samples if sample.key in maps.sources]
         if not self._entries:
             raise BadInput(f"{label_maps}: holds no label map of an image in {images}")
-        self._read = self._from_folder
+        self._source, self._read = source, self._from_source
 
     def _open_beton(self, path: str) -> None:
         self._header, self._data = read_header(path), np.memmap(path, np.uint8, "r")
@@ -133,10 +133,11 @@ class Samples:
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def _from_folder(self, entry):
+    def _from_source(self, entry):
         scores, classes = self._maps.read(self._maps.sources[entry.key])
-        with Image.open(entry.path) as image:
-            return Sample(str(entry.path), entry.label, image.convert("RGB"), scores, classes, self.scores)
+        name = str(self._source.place(entry.index))
+        with Image.open(BytesIO(self._source.read(entry.index))) as image:
+            return Sample(name, entry.label, image.convert("RGB"), scores, classes, self.scores)
 
     def _from_beton(self, index):
         image, label_map = self._columns["image"][index], self._columns["label_map"][index]
