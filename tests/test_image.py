@@ -42,10 +42,15 @@ def jpeg_of(image, **options):
 
 
 def crop_decode(source, height, width, box, size, function=_crop_decode_c, **options):
-    """(code, pixels) of the C function, with guard bytes around the output and the scratch memory."""
+    """(code, pixels) of the C function, with guard bytes around the output and the scratch memory.
+
+    `past_line`: bytes from the beginning of a cache line to the output's.
+    """
     raw, flip, statistics = (options.get(name) for name in ("raw", "flip", "statistics"))
-    dtype = np.uint8 if statistics is None else np.float32
-    guarded = np.full(size * size * 3 + 64, 77, dtype)
+    dtype = np.dtype(np.uint8 if statistics is None else np.float32)
+    memory = np.full(size * size * 3 + 192, 77, dtype)
+    before = 64 + (options.get("past_line", 0) - memory.ctypes.data) % 64 // dtype.itemsize
+    guarded = memory[before - 32 : before + size * size * 3 + 32]
     out = guarded[32:-32].reshape(size, size, 3)
     scratch = np.full(_scratch_bytes_c(max(height, width), size) + 64, 77, np.uint8)
     normalize = 0 if statistics is None else statistics.ctypes.data
@@ -195,6 +200,19 @@ def test_float_output_is_the_normalized_bytes():
         _, bytes_out = crop_decode(source, image.height, image.width, box, 96, raw=raw)
         code, floats = crop_decode(source, image.height, image.width, box, 96, raw=raw, statistics=statistics)
         assert code == 0 and np.abs(floats - (bytes_out - mean) / std).max() < 0.6 / std.min()
+
+
+@pytest.mark.parametrize("size", [96, 100, 104])  # rows that all begin a cache line as the first does, or some
+@pytest.mark.parametrize("raw", [False, True])
+def test_floats_are_the_same_wherever_they_are_written(raw, size):
+    image, statistics = photograph(1), np.float32([0.01, 0.02, 0.03, -1, -2, -3])
+    source = np.asarray(image).copy() if raw else jpeg_of(image)
+    request = source, image.height, image.width, (3, 7, 280, 290), size
+    at_line, half_past, unaligned = (
+        crop_decode(*request, raw=raw, statistics=statistics, past_line=past)[1] for past in (0, 32, 12)
+    )
+    assert at_line.ctypes.data % 64 == 0 and half_past.ctypes.data % 64 == 32 and unaligned.ctypes.data % 64 == 12
+    assert np.array_equal(at_line, half_past) and np.array_equal(at_line, unaligned)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

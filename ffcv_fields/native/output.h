@@ -28,17 +28,21 @@ static Output make_output(const Request *r, int ycc) {
 
 #if defined(WITH_AVX2)
 
-// Three vectors of 8 floats, one a channel, as 8 pixels.
-static inline void write_floats(__m256 r, __m256 g, __m256 b, float *to) {
-  const __m256 rg = _mm256_unpacklo_ps(r, g), gr = _mm256_unpackhi_ps(r, g);
-  const __m256 br = _mm256_shuffle_ps(b, r, 0x50), gb = _mm256_shuffle_ps(g, b, 0x55);   // b0 b0 r1 r1, g1 g1 b1 b1
-  const __m256 br_3 = _mm256_shuffle_ps(b, r, 0xFA), gb_3 = _mm256_shuffle_ps(g, b, 0xFF);  // b2 b2 r3 r3, g3 g3 b3 b3
+// Three vectors of 8 floats, one a channel, as 8 pixels. `past`: into memory, past the caches: a batch does not fit them.
+static inline void write_floats(__m256 red, __m256 green, __m256 blue, float *to, int past) {
+  const __m256 rg = _mm256_unpacklo_ps(red, green), gr = _mm256_unpackhi_ps(red, green);
+  const __m256 br = _mm256_shuffle_ps(blue, red, 0x50), br_3 = _mm256_shuffle_ps(blue, red, 0xFA);      // b0 b0 r1 r1
+  const __m256 gb = _mm256_shuffle_ps(green, blue, 0x55), gb_3 = _mm256_shuffle_ps(green, blue, 0xFF);  // g1 g1 b1 b1
   const __m256 first = _mm256_shuffle_ps(rg, br, 0x84);                                  // r0 g0 b0 r1
   const __m256 second = _mm256_shuffle_ps(gb, gr, 0x48);                                 // g1 b1 r2 g2
   const __m256 third = _mm256_shuffle_ps(br_3, gb_3, 0x88);                              // b2 r3 g3 b3
-  _mm256_storeu_ps(to, _mm256_permute2f128_ps(first, second, 0x20));
-  _mm256_storeu_ps(to + 8, _mm256_permute2f128_ps(third, first, 0x30));
-  _mm256_storeu_ps(to + 16, _mm256_permute2f128_ps(second, third, 0x31));
+  const __m256 a = _mm256_permute2f128_ps(first, second, 0x20), b = _mm256_permute2f128_ps(third, first, 0x30),
+               c = _mm256_permute2f128_ps(second, third, 0x31);
+  if (past) {
+    _mm256_stream_ps(to, a), _mm256_stream_ps(to + 8, b), _mm256_stream_ps(to + 16, c);
+  } else {
+    _mm256_storeu_ps(to, a), _mm256_storeu_ps(to + 8, b), _mm256_storeu_ps(to + 16, c);
+  }
 }
 
 // Where in the channels' 16 bytes the bytes of 16 pixels are: those of a channel for each third; -1: another channel's.
@@ -83,6 +87,7 @@ static inline void write_tile(const Output *o, const int16_t *const channels[3],
   const __m256i least = _mm256_setzero_si256(), most = _mm256_set1_epi16(255 << COLOR_BITS);
   for (int c = 0; c < 3; ++c) v[c] = _mm256_min_epi16(_mm256_max_epi16(v[c], least), most);
   if (o->is_float) {
+    const int past = (uintptr_t)out % 64 == 0;  // whole cache lines
     for (int half = 0; half < 2; ++half) {
       __m256 f[3];
       for (int c = 0; c < 3; ++c) {
@@ -90,7 +95,7 @@ static inline void write_tile(const Output *o, const int16_t *const channels[3],
         const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(words));
         f[c] = _mm256_add_ps(_mm256_mul_ps(value, _mm256_set1_ps(o->scale[c])), _mm256_set1_ps(o->bias[c]));
       }
-      write_floats(f[0], f[1], f[2], (float *)out + 24 * half);
+      write_floats(f[0], f[1], f[2], (float *)out + 24 * half, past);
     }
   } else {
     __m128i bytes[3];
@@ -144,6 +149,13 @@ static inline void write_pixels(const Output *o, const int16_t *const channels[3
     write_tile(o, channels, whole);
     memcpy(to, whole, bytes * (size_t)count);
   }
+}
+
+// All pixels are written: for other threads too.
+static inline void end_output(void) {
+#if defined(WITH_AVX2)
+  _mm_sfence();
+#endif
 }
 
 #endif

@@ -45,6 +45,7 @@ static int crop_jpeg(const Request *r, j_decompress_ptr info, Tables *tables) {
       write_pixels(&output, channels, y, x, count);
     }
   }
+  end_output();
   return OK;
 }
 
@@ -90,5 +91,6 @@ static int crop_pixels(const Request *r, const Pixels *p, uint8_t *memory) {
         write_pixels(&output, channels, y + i, x, size - x < TILE ? size - x : TILE);
       }
   }
+  end_output();
   return OK;
 }
