@@ -14,7 +14,7 @@ import numpy as np
 from ..data.beton import read_header
 from ..data.classes import IMAGENET_CLASSES
 from ..data.contents import read_contents
-from ..data.images import find_images
+from ..data.sources.opening import open_source
 from ..errors import BadInput
 from .label_sets import imagenet_index, read_json
 
@@ -46,7 +46,7 @@ def variation_classes(path: str) -> tuple[tuple[str, ...], np.ndarray]:
         BadInput: a name without such a number, two with the same, or a `.beton` without names.
     """
     if Path(path).is_dir():
-        names = find_images(Path(path)).classes
+        names = open_source(path).classes
     elif contents := read_contents(read_header(path)):
         names = contents.classes
     else:
