@@ -45,7 +45,8 @@ def pack(settings: Packing) -> list[BadSample]:
     if not path.parent.is_dir():
         raise BadSample(path.parent, "is not a folder; make it first")
     given = read_class_list(settings.class_list) if settings.class_list else None
-    source = open_source(settings.data_dir, ClassChoice(settings.num_classes, given))
+    source = open_source(settings.data_dir, ClassChoice(settings.num_classes, given), settings.val_labels)
+    print(f"{source.root}: {source.what}, {len(source.samples):,} images of {len(source.classes):,} classes")
     samples, maps, problems = source.samples, None, list[BadSample]()
     if settings.label_map_dir:
         maps = open_label_maps(Path(settings.label_map_dir), source.classes, settings.axis_order, settings.scores)

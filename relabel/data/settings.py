@@ -10,7 +10,16 @@ from ..settings import Choice, Number, group, setting
 class Packing:
     """what to pack and how"""
 
-    data_dir: str = setting(str, "folder of images, one folder per class")
+    data_dir: str = setting(
+        str,
+        "images: class folders, a flat folder, .tar or .parquet files (one, their folder, a pattern): docs/datasets.md",
+    )
+    val_labels: str = setting(
+        str,
+        "what labels images in no class folders: ImageNet's devkit, LOC_val_solution.csv, or a list NAME LABEL; empty: "
+        "found beside them",
+        "",
+    )
     write_path: str = setting(str, "the .beton to write")
     label_map_dir: str = setting(
         str, "label maps, a folder of CLASS/IMAGE.pt or .p, or an archive .npy; empty: none", ""

@@ -1,0 +1,217 @@
+"""Parquet files as Hugging Face's datasets write them: columns `image`, a struct of `bytes` and `path`, and `label`.
+
+In `imagenet-1k` the path is the official file's name with `_` and the WordNet id appended
+(`n01440764_10026_n01440764.JPEG`), so that names, classes and label maps match those of a tree. Of other data sets the
+classes are those that the schema names, and the file's name is the path's last part.
+"""
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import BadInput, BadSample
+from .base import ClassChoice, ImageSource, Sample
+
+WITH_CLASS = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # imagenet-1k's
+CACHED = 256 << 20  # bytes of images, uncompressed, that a process keeps: row groups are read whole
+OPEN = 64  # files
+
+
+class _RowGroups:
+    """The images of row groups, read whole and kept for a while, in the process that reads them."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._files: OrderedDict[int, Any] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._kept = 0
+
+    def image(self, file: int, group: int, row: int) -> bytes | None:
+        """The bytes of a row of a row group; raises pyarrow's errors."""
+        images = self._groups.get((file, group))
+        if images is None:
+            if file not in self._files:
+                self._files[file] = _open(self.paths[file])
+                if len(self._files) > OPEN:
+                    self._files.popitem(last=False)
+            table = self._files[file].read_row_group(group, columns=["image.bytes"], use_threads=False)
+            images = table.column("image").combine_chunks().field("bytes")
+            self._groups[file, group] = images
+            self._kept += images.nbytes
+            while self._kept > CACHED and len(self._groups) > 1:
+                self._kept -= self._groups.popitem(last=False)[1].nbytes
+        self._groups.move_to_end((file, group))
+        return images[row].as_py()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"paths": self.paths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.paths = state["paths"]
+        self._clear()
+
+
+@dataclass
+class Parquet(ImageSource):
+    """Images in parquet files. `rows`, int64 `[len(samples), 3]`: file, row group, row in it."""
+
+    row_groups: _RowGroups = field(default_factory=lambda: _RowGroups(()))
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+
+    def read(self, index: int) -> bytes:
+        from pyarrow import ArrowException
+
+        try:
+            data = self.row_groups.image(*self.rows[index].tolist())
+        except (ArrowException, OSError) as error:
+            raise BadSample(self.place(index), f"cannot be read ({_line(error)}); get the file again") from None
+        if not data:
+            raise BadSample(
+                self.place(index), "has no bytes: the file holds the path alone; get the data set with images"
+            )
+        return data
+
+    def place(self, index: int) -> str:
+        file, group, row = self.rows[index].tolist()
+        return f"{self.row_groups.paths[file]}: row group {group}, row {row}, {self.samples[index].name}"
+
+    def files(self) -> Iterable[tuple[str, Path]]:
+        return ((path.name, path) for path in self.row_groups.paths)
+
+
+def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parquet:
+    """The rows of some files, in their order.
+
+    Raises:
+        BadSample: a file is damaged or has other columns; a row without name, of two names, or of another class than
+            its name says.
+        BadInput: pyarrow is missing, or the classes have no names.
+    """
+    listed = [_list(path) for path in paths]
+    names: list[str] = [name for _, part, _, _ in listed for name in part]
+    labels = np.concatenate([part for _, _, part, _ in listed])
+    places = np.array([(file, *row) for file, part in enumerate(listed) for row in part[3]], np.int64).reshape(-1, 3)
+    if not names:
+        raise BadSample(root, "holds no rows")
+    where = [f"{paths[file]}: row group {group}, row {row}" for file, group, row in places[:1].tolist()]
+    matched = [WITH_CLASS.fullmatch(name) for name in names]
+    of_label = next((classes for classes, _, _, _ in listed if classes), None)
+    if any(classes != of_label for classes, _, _, _ in listed):
+        raise BadSample(root, "holds files of different class lists: give those of one data set")
+    at = lambda i: "{}: row group {}, row {}".format(paths[places[i, 0]], *places[i, 1:])  # noqa: E731
+    if all(matched):
+        of_each = [match[2] for match in matched if match]
+        found = _check(of_each, labels, at)
+        names = [f"{match[2]}/{match[1]}{match[3]}" for match in matched if match]
+    elif any(matched):
+        odd = next(i for i, match in enumerate(matched) if not match)
+        raise BadSample(at(odd), f"has the name {names[odd]}, without the WordNet id that other rows' names end in")
+    else:
+        of_label = of_label or choice.given
+        if of_label is None:
+            raise BadInput(
+                f"{where[0]}: its class has a number and no name; give the classes' names, one a line, in the file "
+                "cfg.class_list"
+            )
+        if labels.max() >= len(of_label):
+            raise BadSample(at(int(labels.argmax())), f"has label {labels.max()}, of {len(of_label):,} classes")
+        found = list(of_label)
+        names = [f"{of_label[label]}/{name}" for label, name in zip(labels.tolist(), names, strict=True)]
+    classes = choice.of(found, root)
+    index = {name: i for i, name in enumerate(classes)}
+    samples = [Sample(name, index[name.partition("/")[0]], i) for i, name in enumerate(names)]
+    groups = np.unique(places[:, :2], axis=0, return_inverse=True)[1].reshape(-1)
+    what = f"{len(paths):,} parquet files"
+    partial = choice.given is not None or len(classes) != len(found)
+    source = Parquet(root, what, classes, samples, partial, groups=groups, row_groups=_RowGroups(paths), rows=places)
+    seen: dict[str, int] = {}
+    for sample in samples:
+        if seen.setdefault(sample.name, sample.index) != sample.index:
+            raise BadSample(source.place(sample.index), f"has the name of {source.place(seen[sample.name])}")
+    return source
+
+
+def _check(of_each: Sequence[str], labels: np.ndarray, at: Any) -> list[str]:
+    """The classes in the order of their labels: each has one, and each label one class."""
+    of_label: dict[int, str] = {}
+    of_name: dict[str, int] = {}
+    for i, (name, label) in enumerate(zip(of_each, labels.tolist(), strict=True)):
+        if of_label.setdefault(label, name) != name or of_name.setdefault(name, label) != label:
+            raise BadSample(
+                at(i), f"has label {label} and the class {name}; elsewhere {_other(of_label, of_name, name, label)}"
+            )
+    return [of_label[label] for label in sorted(of_label)]
+
+
+def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, list[tuple[int, int]]]:
+    """Of a file: the classes that its schema names, each row's name and label, and its row group and row in that."""
+    file = _open(path)
+    from pyarrow import ArrowException, types
+
+    schema = file.schema_arrow
+    image = schema.field("image").type if "image" in schema.names else None
+    if image is None or not types.is_struct(image) or {f.name for f in image} < {"bytes", "path"}:
+        raise BadSample(path, f"has the columns {', '.join(schema.names)}; needed are image (bytes, path) and label")
+    if "label" not in schema.names or not types.is_integer(schema.field("label").type):
+        raise BadSample(path, f"has the columns {', '.join(schema.names)}; needed is label, a whole number")
+    names: list[str] = []
+    labels, rows = [np.zeros(0, np.int64)], list[tuple[int, int]]()
+    try:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["image.path", "label"], use_threads=False)
+            found = table.column("label").to_pylist()
+            for row, (entry, label) in enumerate(zip(table.column("image").to_pylist(), found, strict=True)):
+                name = ((entry or {}).get("path") or "").rpartition("/")[2]
+                if not name:
+                    raise BadSample(
+                        f"{path}: row group {group}, row {row}",
+                        "has no name in image.path, by which an image is known; get the data set with file names, or "
+                        "save its images into class folders",
+                    )
+                if label is None or label < 0:
+                    raise BadSample(f"{path}: row group {group}, row {row}", f"has label {label}: is it a test set?")
+                names.append(name)
+                rows.append((group, row))
+            labels.append(np.array(found, np.int64))
+    except (ArrowException, OSError) as error:
+        raise BadSample(path, f"cannot be read ({_line(error)}); get it again") from None
+    return _classes_of(path, schema.metadata or {}), names, np.concatenate(labels), rows
+
+
+def _classes_of(path: Path, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
+    """The class names in Hugging Face's schema; None: there are none."""
+    try:
+        about = json.loads(metadata.get(b"huggingface", b"{}"))
+        names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    except (ValueError, AttributeError):
+        names = None
+    if not names:
+        return None
+    if not all(isinstance(name, str) and name and "/" not in name for name in names) or len(set(names)) < len(names):
+        raise BadSample(path, "has class names that are empty, equal or hold a slash; give others as cfg.class_list")
+    return tuple(names)
+
+
+def _open(path: Path) -> Any:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise BadInput(f"{path}: parquet files are read by pyarrow; first: pip install pyarrow") from None
+    try:
+        return ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise BadSample(path, f"is no parquet file, or truncated ({_line(error)}); get it again") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
