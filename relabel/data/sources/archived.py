@@ -35,7 +35,7 @@ class Archives:
                 more = os.pread(self._file(number), size - len(data), offset + len(data))
                 if not more:
                     raise BadSample(
-                        where, f"ends {size - len(data):,} bytes early: changed since it was opened; {AGAIN}"
+                        where, f"ends {size - len(data):,} bytes early: changed since it was opened?"
                     )
                 data += more
         except OSError as error:

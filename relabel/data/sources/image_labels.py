@@ -114,7 +114,7 @@ def _member(path: Path, name: str) -> bytes:
     try:
         with tarfile.open(path) as archive:
             members = archive.getmembers()
-            (member,) = [m for m in members if m.isfile() and m.name.partition("/")[2] == name] or [None]
+            member = next((m for m in members if m.isfile() and m.name.partition("/")[2] == name), None)
             if member is None:
                 raise _another_year(path, [m.name for m in members if "ground_truth" in m.name])
             content = archive.extractfile(member)

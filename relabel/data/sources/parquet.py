@@ -146,9 +146,8 @@ def _check(of_each: Sequence[str], labels: np.ndarray, at: Any) -> list[str]:
     of_name: dict[str, int] = {}
     for i, (name, label) in enumerate(zip(of_each, labels.tolist(), strict=True)):
         if of_label.setdefault(label, name) != name or of_name.setdefault(name, label) != label:
-            raise BadSample(
-                at(i), f"has label {label} and the class {name}; elsewhere {_other(of_label, of_name, name, label)}"
-            )
+            other = f"label {label} is {of_label[label]}" if of_label[label] != name else f"{name} is {of_name[name]}"
+            raise BadSample(at(i), f"has label {label} and the class {name}; elsewhere {other}")
     return [of_label[label] for label in sorted(of_label)]
 
 
