@@ -28,7 +28,7 @@ class Agreement:
     ranks: list[int] = field(default_factory=list)
 
     def add(self, label: int, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Count one map: scores and class indices `[top_k, H, W]`, pooled over the whole image."""
+        """Count one map: scores and class indices, pooled over the whole image."""
         named, where = np.unique(classes, return_inverse=True)
         pooled = np.bincount(where.ravel(), weights=scores.ravel())
         order = named[np.argsort(-pooled, kind="stable")].tolist()

@@ -1,8 +1,12 @@
-"""Label maps on disk: the official format, `CLASS/IMAGE.pt` or `.p`, one tensor `[2, top_k, H, W]` each; or an archive.
+"""Label maps on disk: the official format, `CLASS/IMAGE.pt` or `.p`, one tensor `[2, top_k, H, W]` each; or one file.
+
+The official files may stand in folders, or in a `.tar` of these (relabel_imagenet.tar), which is read in place.
 
 An archive is one file `NAME.npy` instead of a million small ones: int16 `[N, 2, top_k, H, W]` in the layout of
 `ffcv_fields.label_map` (float16 scores). Beside a tree (`label_maps.json`) or an archive (`NAME.npy.json`) there may
 be a manifest that says how it was made, and in which axis order.
+
+A `.tsv` is a list of labels without places (`label_lists`).
 
 `tensor[0]` holds the scores (logits), `tensor[1]` the class indices as floats. Nothing in a file is trusted: it
 is read by torch's restricted unpickler, which executes nothing, and every value is checked.
@@ -10,11 +14,8 @@ is read by torch's restricted unpickler, which executes nothing, and every value
 
 import json
 import os
-import pickle
-import re
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +25,12 @@ import torch
 from ffcv_fields.label_map import SCORES
 
 from ..errors import BadSample
+from .label_lists import Row, read_label_list
+from .sources.archived import Archives
+from .sources.tar import TarIndex, index_tar
+from .tensors import GREATEST_FILE, tensor_of
 
 SUFFIXES = (".pt", ".p")
-GREATEST_FILE = 64 << 20  # bytes; the official files have 9.4 KB
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,31 @@ class ArchiveEntry:
         return torch.from_numpy(np.stack([scores.view(np.float16).astype(np.float32), classes.astype(np.float32)]))
 
 
-Source = Path | ArchiveEntry
+@dataclass(frozen=True)
+class TarOfMaps:
+    """A tar of label maps, opened in the process that reads it."""
+
+    index: TarIndex
+    archives: Archives
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """One label map of a tar."""
+
+    tar: TarOfMaps
+    row: int
+
+    def __str__(self) -> str:
+        return self.tar.index.member(self.row)
+
+    def read(self) -> bytes:
+        """The file; raises BadSample."""
+        index = self.tar.index
+        return self.tar.archives.read(0, index.offsets[self.row], index.sizes[self.row], self)
+
+
+Source = Path | ArchiveEntry | TarMember | Row
 
 
 def manifest_of(root: Path) -> Path:
@@ -114,7 +142,13 @@ def find_label_maps(root: Path, classes: Sequence[str]) -> dict[str, Source]:
         BadSample: there are no class folders below `root`, or two maps share a key; both are named.
     """
     if root.is_file():
-        return _by_key(_archived(root))
+        readers: dict[str, Callable[..., Iterable[tuple[str, Source]]]]
+        readers = {".npy": _archived, ".tar": _packed, ".tsv": read_label_list}
+        reader = readers.get(root.suffix)
+        if reader is None:
+            packed = "; it is compressed: unpack it first" if root.suffix in (".gz", ".tgz", ".zip", ".xz") else ""
+            raise BadSample(root, f"is no .npy, .tar or .tsv of label maps{packed}")
+        return _by_key(reader(root, classes))
     folder = _class_root(root, set(classes))
     inside, others = f"{os.path.realpath(folder)}/", Counter[str]()
     found: list[tuple[str, Source]] = []
@@ -128,13 +162,32 @@ def find_label_maps(root: Path, classes: Sequence[str]) -> dict[str, Source]:
     return _by_key(found)
 
 
-def _archived(root: Path) -> list[tuple[str, Source]]:
+def _archived(root: Path, classes: Sequence[str]) -> list[tuple[str, Source]]:
     maps, manifest = open_archive(root), read_manifest(root)
     files, skipped = manifest.get("files") or [], set(manifest.get("skipped") or [])
     if len(files) != len(maps):
         raise BadSample(root, f"holds {len(maps):,} label maps; its manifest {manifest_of(root)} names {len(files):,}")
     entries = [(name, ArchiveEntry(maps, row, f"{root}[{name}]")) for row, name in enumerate(files)]
     return [(name, entry) for name, entry in entries if name not in skipped]
+
+
+def _packed(root: Path, classes: Sequence[str]) -> list[tuple[str, Source]]:
+    """Those of a tar, whose class folders may stand in inner folders."""
+    index, known = index_tar(root), set(classes)
+    tar = TarOfMaps(index, Archives([root]))
+    rows = [row for row, name in enumerate(index.names) if os.path.splitext(name)[1] in SUFFIXES and "/." not in name]
+    parts = ((index.names[row].split("/")[:-1], row) for row in rows)
+    inner = {"/".join(part[: next((i for i, p in enumerate(part) if p in known), 0)]) for part, _ in parts
+             if known.intersection(part)}  # fmt: skip
+    if len(inner) != 1:
+        which = f"holds class folders in {' and in '.join(sorted(inner)[:2])}" if inner else ""
+        raise BadSample(root, which or f"holds no folder named as an image class ({', '.join(sorted(known)[:3])}, ...)")
+    (below,) = inner
+    below += "/" if below else ""
+    for row in rows:
+        if not index.names[row].startswith(below):
+            raise BadSample(index.member(row), f"stands beside {below}, in which the class folders are")
+    return [(index.names[row].removeprefix(below), TarMember(tar, row)) for row in rows]
 
 
 def _tree(folder: str, prefix: str, inside: str, others: Counter) -> Iterator[tuple[str, Source]]:
@@ -182,36 +235,21 @@ def read_tensor(file: Source) -> torch.Tensor:
     """The tensor of a label map, `[2, top_k, rows, columns]`, unchecked but for its type.
 
     Raises:
-        BadSample: the file is too large, truncated, no tensor, or a pickle that would execute code.
+        BadSample: see `tensors.tensor_of`.
     """
-    if isinstance(file, ArchiveEntry):
+    if isinstance(file, ArchiveEntry | Row):
         return file.tensor()
+    if isinstance(file, TarMember):
+        return tensor_of(file.read(), file)
     try:
         size = os.stat(file).st_size
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                size = max(size, sum(entry.file_size for entry in archive.infolist()))
         if size > GREATEST_FILE:
             raise BadSample(file, f"has {size:,} bytes, more than any label map ({GREATEST_FILE:,})")
-        tensor = torch.load(file, map_location="cpu", weights_only=True)
-    except BadSample:
-        raise
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
-            raise BadSample(file, f"refused: a pickle that calls {asked[1]}; nothing in it was executed") from None
-        raise BadSample(file, "is not a readable label map (damaged, or not written by torch.save)") from None
+        return tensor_of(file.read_bytes(), file)
     except FileNotFoundError:
         raise BadSample(file, "does not exist") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-            MemoryError, zipfile.BadZipFile) as error:  # fmt: skip
-        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise BadSample(file, f"cannot be read ({what}); is it truncated?") from None
-    if isinstance(tensor, torch.Tensor) and tensor.numel() * 4 > GREATEST_FILE:
-        raise BadSample(file, f"holds {list(tensor.shape)} numbers, more than any label map")
-    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided:
-        raise BadSample(file, f"holds a {type(tensor).__name__}, not a tensor [2, top_k, height, width]")
-    return tensor
+    except OSError as error:
+        raise BadSample(file, f"cannot be read ({error.strerror})") from None
 
 
 def label_map_format(sources: Sequence[Source], num_classes: int, axis_order: str) -> LabelMapFormat:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadInput, BadSample
+from .label_lists import Row
 from .label_map_files import (
     LabelMapFormat,
     Source,
@@ -45,6 +46,9 @@ class LabelMapSet:
         Raises:
             BadSample: see `read_label_map`.
         """
+        if isinstance(source, Row):
+            scores, indices = read_tensor(source).numpy()
+            return scores, indices.astype(np.int64)
         scores, classes = read_label_map(source, self.format)
         return scores, classes if self.index is None else self.index[classes]
 
@@ -70,6 +74,8 @@ def open_label_maps(
         BadInput: what is said contradicts the manifest, or the maps name a class that `classes` does not have.
     """
     sources = find_label_maps(root, folders or classes)
+    if root.suffix == ".tsv" and root.is_file():
+        return _of_list(root, sources, len(classes))
     manifest = read_manifest(root) if root.is_dir() or root.is_file() else {}
     for name, said in (("axis_order", axis_order), ("scores", scores)):
         if said != "auto" and manifest.get(name, said) != said:
@@ -84,6 +90,17 @@ def open_label_maps(
     count = len(classes) if index is None else len(index)
     form = label_map_format(_spread(list(sources.values()), FOR_SHAPE), count, order)
     return LabelMapSet(root, sources, form, kind, index, remarks)
+
+
+def _of_list(root: Path, sources: dict[str, Source], num_classes: int) -> LabelMapSet:
+    """The maps of 1 x 1 cell of a list, whose classes were checked as it was read."""
+    labels = next(source for source in sources.values() if isinstance(source, Row)).labels
+    remarks = (
+        [f"{root}: {labels.single:,} images without a class there keep their single label"] if labels.single else []
+    )
+    return LabelMapSet(
+        root, sources, LabelMapFormat(labels.top_k, 1, 1, num_classes, "yx"), "probabilities", None, remarks
+    )
 
 
 def _spread(values: list, most: int) -> list:

@@ -179,7 +179,8 @@ class _SampleReader:
                 raise BadSample(source, f"score {greatest:g} is beyond float16; use cfg.score_dtype=float32")
             error = float(np.abs(stored - scores).max())
             self._notes.rounding = max(self._notes.rounding, (error, str(source)))
-        self._notes.agreement.add(label, scores, classes)
+        there = classes >= 0
+        self._notes.agreement.add(label, scores[there], classes[there])
         return packed
 
 

@@ -22,7 +22,7 @@ class Packing:
     )
     write_path: str = setting(str, "the .beton to write")
     label_map_dir: str = setting(
-        str, "label maps, a folder of CLASS/IMAGE.pt or .p, or an archive .npy; empty: none", ""
+        str, "label maps: a folder of CLASS/IMAGE.pt or .p, its .tar, an .npy, or a multi-label .tsv; empty: none", ""
     )
     axis_order: str = setting(
         Choice("auto", "xy", "yx"),

@@ -34,9 +34,7 @@ class Archives:
             while len(data) < size:  # a signal, or more than 2 GB
                 more = os.pread(self._file(number), size - len(data), offset + len(data))
                 if not more:
-                    raise BadSample(
-                        where, f"ends {size - len(data):,} bytes early: changed since it was opened?"
-                    )
+                    raise BadSample(where, f"ends {size - len(data):,} bytes early: changed since it was opened?")
                 data += more
         except OSError as error:
             raise BadSample(where, f"cannot be read ({error.strerror})") from None
