@@ -103,8 +103,16 @@ def kaggle(tree: Path, train: Path, root: Path) -> Path:
     return images / "val"
 
 
-def shards(tree: Path, folder: Path, count: int = 3, with_json: bool = True, prefix: str = "imagenet1k-train") -> Path:
-    """timm's ImageNet shards: keys are the files' stems, samples are mixed; returns their pattern."""
+def shards(
+    tree: Path,
+    folder: Path,
+    count: int = 3,
+    with_json: bool = True,
+    numbered: bool = False,
+    prefix: str = "imagenet1k-train",
+) -> Path:
+    """timm's ImageNet shards: keys are the files' stems (or `numbered`), samples are mixed; returns their pattern."""
+    prefix = "imagenet1k-train"
     folder.mkdir(parents=True, exist_ok=True)
     classes, files = sorted(entry.name for entry in tree.iterdir()), list(files_of(tree).items())
     order = np.random.default_rng(0).permutation(len(files))
@@ -113,6 +121,7 @@ def shards(tree: Path, folder: Path, count: int = 3, with_json: bool = True, pre
             for row in rows:
                 name, data = files[row]
                 label, key = classes.index(name.partition("/")[0]), Path(name).stem
+                key = f"{row:08d}" if numbered else key
                 add(archive, f"{key}.cls", str(label).encode())
                 add(archive, f"{key}.jpg", data)
                 about = {"filename": name, "height": 40, "label": label, "width": 60}

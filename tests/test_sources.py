@@ -1,19 +1,30 @@
-"""Each form in which people have ImageNet gives the samples of the tree: names, labels, maps, pixels; or one error."""
+"""Each form in which people have ImageNet gives the samples of the tree: names, labels, maps, pixels."""
 
+import io
 import pickle
+import tarfile
+import tempfile
+from pathlib import Path
 
 import make_sources as make
 import numpy as np
 import pytest
+import torch
 from conftest import run, write_label_maps
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_write_datasets import stored_maps
 
+from relabel.data import tensors
 from relabel.data.beton import column, read_header
 from relabel.data.contents import read_contents, read_sample_list
 from relabel.data.packing import pack
 from relabel.data.settings import Packing
+from relabel.data.sources.base import ClassChoice
 from relabel.data.sources.opening import open_source
+from relabel.data.sources.tree import SPLITS
+from relabel.errors import BadSample
 
 CLASSES = sorted(make.IDS)
 
@@ -37,7 +48,8 @@ def official(tmp_path_factory):
     train, val = write_tree(root / "train"), write_tree(root / "val", val=True)
     write_label_maps(root / "maps", sorted(train.rglob("*.JPEG")), num_classes=5)
     make.train_tar(train, root / "ILSVRC2012_img_train.tar")
-    make.val_tar(val, root / "img_val" / "ILSVRC2012_img_val.tar") if (root / "img_val").mkdir() is None else None
+    (root / "img_val").mkdir()
+    make.val_tar(val, root / "img_val" / "ILSVRC2012_img_val.tar")
     make.devkit(val, root / "img_val" / f"{make.DEVKIT}.tar.gz")
     make.kaggle(val, train, root / "kaggle")
     make.flat_folder(val, root / "flat")
@@ -77,9 +89,9 @@ def contents(source):
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_source_lists_the_tree_s_names_classes_and_bytes(official, kind):
-    split, settings = SOURCES[kind]
-    labels = settings.get("val_labels")
-    source = open_source(official / settings["data_dir"], labels=str(official / labels) if labels else "")
+    split, more = SOURCES[kind]
+    labels = more.get("val_labels")
+    source = open_source(official / more["data_dir"], labels=str(official / labels) if labels else "")
     tree = open_source(official / split)
     assert contents(source) == contents(tree) and source.classes == tree.classes
     assert [sample.index for sample in source.samples] == list(range(24))
@@ -104,11 +116,11 @@ def stored(path):
     }
 
 
-def packed(root, path, **settings):
+def packed(root, path, **more):
     for name in ("data_dir", "val_labels", "label_map_dir"):
-        if name in settings:
-            settings[name] = str(root / settings[name])
-    pack(Packing(write_path=str(path), num_workers=2, axis_order="yx", min_agreement=0, **settings))
+        if name in more:
+            more[name] = str(root / more[name])
+    pack(Packing(write_path=str(path), num_workers=2, axis_order="yx", min_agreement=0, **more))
     return stored(path)
 
 
@@ -123,11 +135,11 @@ def from_trees(official, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_source_is_packed_as_the_tree_is(official, from_trees, tmp_path, kind, capsys):
-    split, settings = SOURCES[kind]
+    split, more = SOURCES[kind]
     maps = {"label_map_dir": "relabel_imagenet.tar"} if split == "train" else {}
-    assert packed(official, tmp_path / "t.beton", **settings, **maps) == from_trees[split]
+    assert packed(official, tmp_path / "t.beton", **more, **maps) == from_trees[split]
     said = capsys.readouterr().out.splitlines()[0]
-    assert settings["data_dir"] in said and "24 images of 5 classes" in said
+    assert more["data_dir"] in said and "24 images of 5 classes" in said
 
 
 def test_the_command_packs_an_archive_with_an_archive_of_label_maps(official, from_trees, tmp_path):
@@ -141,3 +153,149 @@ def test_the_command_packs_an_archive_with_an_archive_of_label_maps(official, fr
     assert "an archive of 5 class tars, 24 images of 5 classes" in result.stdout
     provenance = read_contents(read_header(str(tmp_path / "t.beton"))).provenance
     assert provenance["data_dir"] == str(official / "ILSVRC2012_img_train.tar") and provenance["files"] == 24
+
+
+# --- label sets ---------------------------------------------------------------------------------------------------
+
+
+def test_tokenlabeling_s_maps_are_packed_from_folder_and_archive(official, tmp_path, capsys):
+    """float16 [2, 5, 18, 18]: logits, rows first, as generate_label.py of TokenLabeling writes them."""
+    rng, expected = np.random.default_rng(0), {}
+    for file in sorted((official / "train").rglob("*.JPEG")):
+        scores, classes = rng.normal(3, 4, (5, 18, 18)), rng.random((5, 18, 18)).argsort(0)
+        path = tmp_path / "label_top5_train_nfnet" / file.parent.name / f"{file.stem}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensor = torch.from_numpy(np.stack([scores, classes])).half()
+        torch.save(tensor, path)
+        key = file.relative_to(official / "train").as_posix()
+        expected[key] = tensor[0].float().numpy().tobytes(), classes.astype(np.int64).tobytes()
+    make.tree_tar(tmp_path / "label_top5_train_nfnet", tmp_path / "nfnet.tar", "label_top5_train_nfnet/")
+    for maps in ("label_top5_train_nfnet", "nfnet.tar"):
+        path = tmp_path / "t.beton"
+        found = packed(official, path, data_dir="train", label_map_dir=tmp_path / maps, overwrite="yes")
+        assert {name: label_map for name, (_, _, label_map) in found.items()} == expected
+        assert read_header(str(path)).handlers["label_map"].scores == "logits"
+    assert "the scores are logits, as their values show" in capsys.readouterr().out
+
+
+def multi_label_list(official, path):
+    """The list of "Unlocking ImageNet's Multi-Object Nature"."""
+    lines = []
+    for i, file in enumerate(sorted((official / "train").rglob("*.JPEG"))):
+        own = CLASSES.index(file.parent.name)
+        other = (own + 1) % 5
+        indices, probabilities = [(f"{own}", "1.0000"), (f"{other},{own}", "0.2500,1.0000"), ("", "")][i % 3]
+        lines.append(f"{file.parent.name}/{file.name}\t{own}\t{indices}\t{probabilities}\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_multi_label_list_becomes_maps_of_one_cell_that_sum_to_one(official, tmp_path, capsys):
+    maps = multi_label_list(official, tmp_path / "multilabel_annotations.tsv")
+    packed(official, tmp_path / "t.beton", data_dir="ILSVRC2012_img_train.tar", label_map_dir=maps)
+    header = read_header(str(tmp_path / "t.beton"))
+    field = header.handlers["label_map"]
+    assert (field.top_k, field.height, field.width, field.scores) == (2, 1, 1, "probabilities")
+    for i, ((scores, classes), own) in enumerate(
+        zip(stored_maps(tmp_path / "t.beton"), column(header, "label").tolist(), strict=True)
+    ):
+        two = i % 3 == 1
+        assert scores.ravel() == pytest.approx([0.8, 0.2] if two else [1, 0], abs=1e-3)
+        assert classes.ravel().tolist() == ([own, (own + 1) % 5] if two else [own, -1])
+    assert "8 images without a class there keep their single label" in capsys.readouterr().out
+
+
+BAD_LINES = {
+    "n01440764/a.JPEG\t0\t0": "is not FILE, INDEX, INDICES, PROBABILITIES",
+    "n01440764/a.JPEG\t0\t0,1\t0.5": "is not FILE, INDEX, INDICES, PROBABILITIES",
+    "n01440764/a.JPEG\t0\t0,391\t0.5,1.0": "class index 391 is none of the 5 classes",
+    "n01440764/a.JPEG\t1\t0\t1.0": "has the single label 1, which is n01443537: another class list",
+    "n01440764/a.JPEG\t0\t0\t1.5": "are not probabilities above 0, up to 1",
+    "n01440764/a.JPEG\t0\t0\tnan": "are not probabilities above 0, up to 1",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_of_a_multi_label_list_is_named(official, tmp_path, line):
+    maps = multi_label_list(official, tmp_path / "labels.tsv")
+    maps.write_text(maps.read_text() + line + "\n")
+    with pytest.raises(BadSample, match=rf"labels\.tsv, line 25.*{BAD_LINES[line]}"):
+        packed(official, tmp_path / "t.beton", data_dir="train", label_map_dir=maps)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_known_files_are_read_as_torch_reads_them(tmp_path, old, dtype):
+    for i in range(6):
+        tensor = (torch.rand(2, 3, 4 + i // 4, 5) * 100).to(dtype)
+        torch.save(tensor, tmp_path / f"n{i}.pt", _use_new_zipfile_serialization=not old)
+        data = (tmp_path / f"n{i}.pt").read_bytes()
+        known = len(tensors._known)
+        found = tensors.tensor_of(data, "here")
+        assert torch.equal(found, tensor) and found.dtype == dtype
+        assert i % 4 == 0 or len(tensors._known) == known  # the second of its kind is known
+        with pytest.raises(BadSample):
+            tensors.tensor_of(data[:-9], "here")
+    assert torch.equal(tensors.tensor_of(data, "here"), torch.load(tmp_path / "n5.pt"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_read_as_torch_reads_it_or_refused(data):
+    """What is read directly is what torch reads: whatever byte of a file, of a known kind, is another."""
+    for old in (False, True):
+        file = io.BytesIO()
+        torch.save(torch.arange(24.0).reshape(2, 3, 2, 2), file, _use_new_zipfile_serialization=not old)
+        content = bytearray(file.getvalue())
+        tensors.tensor_of(bytes(content), "good")
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        try:
+            theirs = torch.load(io.BytesIO(content), weights_only=True)
+        except Exception:
+            theirs = None
+        try:
+            ours = tensors.tensor_of(bytes(content), "bad")
+        except BadSample:
+            ours = None
+        if ours is not None:
+            assert theirs is not None and ours.numpy().tobytes() == theirs.numpy().tobytes()
+
+
+# --- odd names ----------------------------------------------------------------------------------------------------
+
+LETTERS = st.sampled_from("abZ09 _-~é日\u0301'#%&,")
+WORDS = st.text(LETTERS, min_size=1, max_size=12).map(str.strip).filter(bool)
+LONG = st.just("long" * 40)
+TREES = st.dictionaries(
+    WORDS | LONG,
+    st.sets(st.tuples(st.lists(WORDS | LONG, max_size=2).map(tuple), WORDS | LONG), max_size=3),
+    min_size=2, max_size=4,
+).filter(lambda tree: any(tree.values()) and not SPLITS.issuperset(tree))  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(TREES)
+def test_any_tree_is_the_same_from_an_archive_shards_and_parquet(tree):
+    """Odd, long, nested and non-ASCII names, and empty classes; the bytes are not looked at."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary) / "tree"
+        for number, (folder, names) in enumerate(tree.items()):
+            (root / folder).mkdir(parents=True)
+            for inner, stem in names:
+                file = root.joinpath(folder, *inner, f"{stem}.jpg")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(f"{number} {inner} {stem}".encode() * 30)
+        expected, listed = contents(open_source(root)), ClassChoice(given=tuple(sorted(tree)))
+        names = [sample.name for sample in open_source(root).samples]
+        for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+            source = open_source(make.train_tar(root, root.with_name(f"{form}.tar"), form), listed)
+            assert contents(source) == expected and [sample.name for sample in source.samples] == names
+            assert source.classes == tuple(sorted(tree))
+        source = open_source(make.tree_tar(root, root.with_name("packed.tar")), listed)
+        assert contents(source) == expected and [sample.name for sample in source.samples] == names
+        make.shards(root, root.with_name("shards"), count=1, numbered=True)
+        assert contents(open_source(root.with_name("shards"), listed)) == expected
+        flat = {(folder, stem) for folder, files in tree.items() for inner, stem in files if not inner}
+        if len(flat) == len(expected):
+            make.parquet(root, root.with_name("parquet"), count=1, names=sorted(tree))
+            assert contents(open_source(root.with_name("parquet"))) == expected

@@ -26,7 +26,7 @@ from .label_map_set import LabelMapSet, open_label_maps
 from .provenance import differences, provenance_of
 from .settings import Packing
 from .sources.base import ClassChoice, ImageSource, Sample, by_key
-from .sources.opening import open_source
+from .sources.opening import open_source, split_of
 from .writer import Packed, Workers, write_beton
 
 ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out whatever share they are
@@ -96,7 +96,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", 
         split: "train" or "val".
         path: the file; empty: beside the images, `data_path/SPLIT.beton` (`SPLIT_relabel.beton` with label maps), or
             below `runs/packed` where that place cannot be written.
-        data_path: the folder of `train/` and `val/`; empty: nothing is packed.
+        data_path: the folder of `train/` and `val/`, or of the archives that are these; empty: nothing is packed.
         label_map_dir: as in `Packing`; empty: none.
         dry_run: nothing is to be written.
 
@@ -106,7 +106,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", 
     """
     if not path and not data_path:
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
-    source = os.path.join(data_path, split)
+    source = split_of(data_path, split)
     name = path or _place(data_path, f"{split}{'_relabel' if label_map_dir else ''}.beton")
     again = bool(data_path) and Path(name).exists()
     others = differences(name, source, label_map_dir) if again else []
@@ -114,8 +114,8 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", 
         return name
     if again and path:
         raise BadInput(f"{name}: {'; '.join(others)}. Give another data.{split}_dataset, or delete this file")
-    if not Path(source).is_dir():
-        raise BadInput(f"data.data_path is {data_path}: there is no folder {source} to pack")
+    if not Path(source).exists() and "*" not in source:
+        raise BadInput(f"data.data_path is {data_path}: there is no {source} to pack, and no archive of it")
     if started_by_torchrun() or dry_run:
         why = "; ".join(others) if again else "no such file"
         raise BadInput(

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import BadSample
 from .beton import read_header
-from .contents import read_contents
+from .contents import Contents, read_contents
 from .label_map_files import find_label_maps, manifest_of
 from .sources.base import ImageSource
-from .sources.opening import open_source
+from .sources.opening import archives_of, open_source
 
 
 def provenance_of(settings: Any, source: ImageSource) -> dict[str, Any]:
@@ -22,9 +23,11 @@ def provenance_of(settings: Any, source: ImageSource) -> dict[str, Any]:
     """
     maps = settings.label_map_dir
     return {
+        "source": source.what,
         "data_dir": os.path.realpath(settings.data_dir),
         "files": len(source.samples),
         "digest": _digest(source.files()),
+        "labels": [os.path.realpath(file) for file in source.labels],
         "label_map_dir": os.path.realpath(maps) if maps else "",
         "label_maps": _label_maps(maps, source.classes),
         "settings": dataclasses.asdict(settings),
@@ -42,14 +45,8 @@ def differences(path: str, data_dir: str, label_map_dir: str) -> list[str]:
     was, found = contents.provenance, []
     if was.get("data_dir") != os.path.realpath(data_dir):
         found.append(f"its images are those of {was.get('data_dir')}, not of {data_dir}")
-    elif Path(data_dir).is_dir():
-        source = open_source(data_dir)
-        if len(source.samples) != was.get("files"):
-            found.append(f"{data_dir} held {was.get('files'):,} images, it holds {len(source.samples):,} now")
-        elif source.classes != contents.classes:
-            found.append(f"the class folders in {data_dir} are others now")
-        elif _digest(source.files()) != was.get("digest"):
-            found.append(f"images in {data_dir} have been moved, renamed or changed since")
+    else:
+        found += _changed(data_dir, contents)
     if was.get("settings", {}).get("subset", -1) >= 0:
         found.append(f"it holds a part of the images, cfg.subset={was['settings']['subset']}")
     asked = os.path.realpath(label_map_dir) if label_map_dir else ""
@@ -58,6 +55,27 @@ def differences(path: str, data_dir: str, label_map_dir: str) -> list[str]:
     elif asked and Path(asked).exists() and _label_maps(asked, contents.classes) != was.get("label_maps"):
         found.append(f"the label maps in {label_map_dir} have changed since")
     return found
+
+
+def _changed(data_dir: str, contents: Contents) -> list[str]:
+    """What is different of images that are where they were; of archives, which are not read again, the files."""
+    was = contents.provenance
+    try:
+        archives = archives_of(data_dir)
+    except BadSample:  # gone since, or a part of them
+        return []
+    if archives is not None:
+        labels = was.get("labels") or []
+        files = [(path.name, path) for path in (*archives, *map(Path, labels)) if path.exists()]
+        return [] if _digest(files) == was.get("digest") else [f"the archives {data_dir} have been changed since"]
+    source = open_source(data_dir, labels=(was.get("labels") or [""])[0])
+    if len(source.samples) != was.get("files"):
+        return [f"{data_dir} held {was.get('files'):,} images, it holds {len(source.samples):,} now"]
+    if source.classes != contents.classes:
+        return [f"the class folders in {data_dir} are others now"]
+    if _digest(source.files()) != was.get("digest"):
+        return [f"images in {data_dir} have been moved, renamed or changed since"]
+    return []
 
 
 def _label_maps(root: str, classes: Sequence[str]) -> str:

@@ -3,10 +3,10 @@
 import zlib
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import BadInput
 from ..processes import hide_progress
+from ..progress import Progress
 from .beton import column, read_header
 from .contents import fields_checksum, read_contents, read_sample_list
 from .writer import checksum_of
@@ -35,10 +35,12 @@ def verify(path: str) -> int:
             pointers = field["data_ptr"].astype(np.int64)
             stored.append(np.where(field["present"] == 1, pointers, -1) if "present" in field.dtype.names else pointers)
     bad = []
-    for i in tqdm(range(header.num_samples), f"verify {path}", unit=" samples", disable=hide_progress()):
-        pieces = [int(pointers[i]) for pointers in stored if pointers[i] >= 0]
-        if checksum_of(data[start : start + sizes[start]] for start in pieces) != samples.checksums[i]:
-            bad.append(samples.names[i])
+    with Progress(f"verify {path}", header.num_samples, "samples", hidden=bool(hide_progress())) as progress:
+        for i in range(header.num_samples):
+            pieces = [int(pointers[i]) for pointers in stored if pointers[i] >= 0]
+            if checksum_of(data[start : start + sizes[start]] for start in pieces) != samples.checksums[i]:
+                bad.append(samples.names[i])
+            progress.update(1)
     if bad:
         listed = "".join(f"\n  {name}" for name in bad[:20])
         more = f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else ""

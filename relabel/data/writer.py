@@ -25,11 +25,11 @@ from ffcv.fields.base import Field
 from ffcv.memory_allocator import MemoryAllocator
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 from ffcv.writer import DatasetWriter
-from tqdm import tqdm
 
 from ..errors import BadInput, BadSample, WorkerFailed
 from ..files import atomic
 from ..locks import exclusive
+from ..progress import Progress
 from .contents import Contents, SampleList, fields_checksum, write_contents
 
 PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
@@ -204,7 +204,7 @@ def _run_workers(writer: DatasetWriter, job: _Job) -> tuple[Packed, np.ndarray]:
             sender.close()
             workers.append(process)
             receivers[incoming] = rank
-        with tqdm(total=len(samples), unit=" images", desc=Path(writer.fname).stem, dynamic_ncols=True) as progress:
+        with Progress(Path(writer.fname).stem, len(samples), "images") as progress:
             while receivers:
                 for ready in wait(list(receivers), timeout=0.2):
                     receiver: Any = ready
@@ -224,7 +224,7 @@ def _run_workers(writer: DatasetWriter, job: _Job) -> tuple[Packed, np.ndarray]:
                         packed.checksums |= value[1]
                         packed.notes.append(value[2])
                         del receivers[receiver]
-                progress.update(sum(shared.done) - progress.n)
+                progress.update(sum(shared.done) - progress.done)
     finally:
         for process in workers:
             process.kill()

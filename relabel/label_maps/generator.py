@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from ffcv_fields.label_map import pack_label_map
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..data.label_map_files import manifest_of, open_archive, read_manifest, write_label_map
 from ..data.sources.base import ImageSource, key_of
@@ -20,6 +19,7 @@ from ..errors import BadInput, BadSample
 from ..files import atomic, write_text
 from ..precision import Precision
 from ..processes import hide_progress
+from ..progress import Progress
 from .annotator import DenseAnnotator, Preprocessing, label_maps
 
 
@@ -79,7 +79,7 @@ def generate(
         collate_fn=list,
     )
     in_network, start, done = 0.0, time.perf_counter(), 0
-    with tqdm(total=len(indices), unit=" images", desc="label maps", disable=hide_progress()) as progress:
+    with Progress("label maps", len(indices), "images", hidden=bool(hide_progress())) as progress:
         for parts in loader:
             problems = [part for part in parts if isinstance(part, BadSample)]
             if problems and not generation.skip_bad:

@@ -70,12 +70,11 @@ class Entry:
 
 @dataclass
 class Archived(ImageSource):
-    """Images in archives. `spans`, int64 `[len(samples), 3]`: archive, offset, size; `labels`: what labels them."""
+    """Images in archives. `spans`, int64 `[len(samples), 3]`: archive, offset, size."""
 
     archives: Archives = field(default_factory=lambda: Archives(()))
     members: list[str] = field(default_factory=list)
     spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    labels: tuple[Path, ...] = ()
 
     def read(self, index: int) -> bytes:
         archive, offset, size = self.spans[index].tolist()

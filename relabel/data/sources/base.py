@@ -87,7 +87,8 @@ class ImageSource(ABC):
     `what` says what was recognized, in a line; `classes` is the class list; `samples` are in the order of their
     `index`; `partial`: the class list is not that of the images alone, so that some of its classes may have none here;
     `remarks` say what was left out. `groups`, int64 `[len(samples)]`, is there where reading samples of one group
-    together is cheap and jumping between groups dear, as row groups of parquet files are: None, all are alike.
+    together is cheap and jumping between groups dear, as row groups of parquet files are: None, all are alike. `labels`
+    are the files that label the images, if the source itself does not.
     """
 
     root: Path
@@ -97,6 +98,7 @@ class ImageSource(ABC):
     partial: bool = False
     remarks: list[str] = field(default_factory=list)
     groups: np.ndarray | None = None
+    labels: tuple[Path, ...] = ()
 
     @abstractmethod
     def read(self, index: int) -> bytes:

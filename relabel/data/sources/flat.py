@@ -16,9 +16,7 @@ from .tree import read_file
 
 @dataclass
 class Flat(ImageSource):
-    """Images in one folder; `labels` is the file that labels them."""
-
-    labels: Path = Path()
+    """Images in one folder."""
 
     def read(self, index: int) -> bytes:
         return read_file(self.place(index))
@@ -28,7 +26,7 @@ class Flat(ImageSource):
 
     def files(self) -> Iterable[tuple[str, Path]]:
         own = ((sample.name, self.place(sample.index)) for sample in self.samples)
-        return (*own, (self.labels.name, self.labels))
+        return (*own, *((file.name, file) for file in self.labels))
 
 
 def is_flat(root: Path) -> bool:
@@ -48,7 +46,7 @@ def open_flat_folder(root: Path, labels: ImageLabels, choice: ClassChoice) -> Fl
     classes, named = _named(root, names, labels, choice)
     index = {name: i for i, name in enumerate(classes)}
     samples = [Sample(name, index[name.partition("/")[0]], i) for i, (name, _) in enumerate(named)]
-    return Flat(root, _what("a flat folder", labels), classes, samples, True, remarks, labels=labels.file)
+    return Flat(root, _what("a flat folder", labels), classes, samples, True, remarks, labels=(labels.file,))
 
 
 def open_flat_archive(index: TarIndex, labels: ImageLabels, choice: ClassChoice) -> Archived:

@@ -50,6 +50,22 @@ def open_source(path: str | Path, choice: ClassChoice | None = None, labels: str
     return _with_class_folders(open_tree(root, choice), labels)
 
 
+def split_of(data_path: str, split: str) -> str:
+    """Where the images of a split are below a folder that holds data as it was downloaded, or `data_path/split`.
+
+    Args:
+        split: "train" or "val".
+    """
+    root, long = Path(data_path), {"val": "validation"}.get(split, split)
+    for place in (split, f"ILSVRC/Data/CLS-LOC/{split}", f"ILSVRC2012_img_{split}.tar"):
+        if (root / place).exists():
+            return str(root / place)
+    for pattern in (f"{long}-*.parquet", f"data/{long}-*.parquet", f"imagenet1k-{long}-*.tar"):
+        if next(root.glob(pattern), None):
+            return str(root / pattern)
+    return str(root / split)
+
+
 def archives_of(path: str | Path) -> list[Path] | None:
     """The files that a path or a pattern names, in order of name; None: it is a folder without archives.
 
@@ -158,11 +174,11 @@ def _open_tars(root: Path, paths: list[Path], choice: ClassChoice, labels: str) 
             raise BadSample(
                 unknown[0], "holds images in no class folders; is its name their class? Then name it in cfg.class_list"
             )
-    elif len(tops) == 1 and not _is_class(min(tops), choice):
+    elif len(tops) == 1 and not min(tops).endswith(".tar") and not _is_class(min(tops), choice):
         (top,) = tops
         below = f"{top}/"
         inner = {name.split("/")[1] for index in indices for name in index.names if name.count("/") > 1}
-        if top.endswith(".tar") or not inner or not all(_is_class(name, choice) for name in inner):
+        if not inner or not all(_is_class(name, choice) for name in inner):
             raise BadSample(
                 root, f"holds all images in the folder {top}; is it a class? Then name it in cfg.class_list; "
                 "else give an archive of the class folders in it",
