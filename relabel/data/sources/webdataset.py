@@ -19,7 +19,7 @@ from .archived import Archived, Entry, archived
 from .base import IMAGE_SUFFIXES, ClassChoice
 from .tar import AT_ONCE, TarIndex
 
-OFFICIAL = re.compile(r"(n\d{8})_\d+\.JPEG")
+OFFICIAL = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})\.JPEG")
 GREATEST = 1 << 20  # bytes of a .cls or a .json
 
 
@@ -122,17 +122,18 @@ def _sample(file: int, index: TarIndex, key: str, parts: dict[str, int]) -> _Par
         raise BadSample(
             where, f"is of class {labels[1]} by its .cls, of class {labels[0]} by its .json; which is right?"
         )
-    name = about.get("filename") or f"{key}.{images[0]}"
+    name = about.get("filename") or f"{key.rpartition('/')[2]}.{images[0]}"
     if not isinstance(name, str) or ".." in name.split("/") or not name.strip("/"):
         raise BadSample(index.member(parts["json"]), f"says filename {name!r}, which is none")
-    folder, _, base = name.strip("/").rpartition("/") if about.get("filename") else ("", "", name)
-    official = OFFICIAL.fullmatch(base) or OFFICIAL.fullmatch(f"{key}.JPEG")
-    if folder and official and folder.rpartition("/")[2] != official[1]:
+    folder, _, base = name.strip("/").rpartition("/")
+    stem = base.removesuffix(f".{images[0]}")
+    base = f"{stem}.JPEG" if OFFICIAL.fullmatch(f"{stem}.JPEG") else base  # the ending is that of the shard's form
+    official = OFFICIAL.fullmatch(base)
+    wnid = (official[1] or "") if official else ""
+    if folder and wnid and folder.rpartition("/")[2] != wnid:
         raise BadSample(index.member(parts["json"]), f"says filename {name}: in a folder of another class")
-    if folder:
-        folder, _, rest = name.strip("/").partition("/")
-        return _Part(parts[images[0]], labels[0], rest, folder)
-    return _Part(parts[images[0]], labels[0], base, official[1] if official else "")
+    first, _, rest = f"{folder}/{base}".partition("/") if folder else (wnid, "", base)
+    return _Part(parts[images[0]], labels[0], rest, first)
 
 
 def _content(file: int, index: TarIndex, row: int) -> bytes:
