@@ -117,7 +117,7 @@ def _loaded(data: bytes, where: Any) -> torch.Tensor:
             raise BadSample(where, f"refused: a pickle that calls {asked[1]}; nothing in it was executed") from None
         raise BadSample(where, "is not a readable label map (damaged, or not written by torch.save)") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-            MemoryError, zipfile.BadZipFile) as error:  # fmt: skip
+            MemoryError, AssertionError, zipfile.BadZipFile) as error:  # fmt: skip
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise BadSample(where, f"cannot be read ({what}); is it truncated?") from None
     if isinstance(tensor, torch.Tensor) and tensor.numel() * 4 > GREATEST_FILE:

@@ -75,9 +75,7 @@ class Parquet(ImageSource):
         except (ArrowException, OSError) as error:
             raise BadSample(self.place(index), f"cannot be read ({_line(error)}); get the file again") from None
         if not data:
-            raise BadSample(
-                self.place(index), "has no bytes: the file holds the path alone; get the data set with images"
-            )
+            raise BadSample(self.place(index), "has no bytes, the path alone; get the data set with its images")
         return data
 
     def place(self, index: int) -> str:
