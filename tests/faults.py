@@ -42,7 +42,18 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
-def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
+def in_form(form: str, tree: Path) -> Path:
+    """The images of a tree of class folders in another form, beside it; returns what `cfg.data_dir` is."""
+    import make_sources as make
+
+    if form == "folders":
+        return tree
+    if form == "tar":
+        return make.train_tar(tree, tree.with_name("train.tar"))
+    return {"parquet": make.parquet, "shards": make.shards}[form](tree, tree.with_name(form))
+
+
+def conversion_rounds(folder: Path, rounds: int, seed: int, form: str = "folders") -> dict[str, int]:
     """Conversions of which the parent or a worker is killed at a random moment. Returns counts of how they ended.
 
     Each round: the file is complete or absent, no process and no shared memory is left; at the end a run that is
@@ -54,11 +65,12 @@ def conversion_rounds(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     from relabel.data.beton import read_header
 
     noise = np.random.default_rng(0).integers(0, 255, (600, 800, 3), dtype=np.uint8)
-    (folder / "images" / "a").mkdir(parents=True)
+    images = folder / "images" / "n01440764"
+    images.mkdir(parents=True)
     for i in range(IMAGES):
-        Image.fromarray(noise).save(folder / "images" / "a" / f"{i}.jpg")
+        Image.fromarray(noise).save(images / f"n01440764_{i}.JPEG")
     path, rng = folder / "t.beton", np.random.default_rng(seed)
-    arguments = ["write_datasets.py", f"--cfg.data_dir={folder}/images", f"--cfg.write_path={path}",
+    arguments = ["write_datasets.py", f"--cfg.data_dir={in_form(form, images.parent)}", f"--cfg.write_path={path}",
                  "--cfg.num_workers=2", "--cfg.chunk_size=1", "--cfg.overwrite=yes"]  # fmt: skip
     growing, counts = path.with_name("t.beton.part"), {"parent killed": 0, "worker killed": 0, "finished before": 0}
     for number in range(rounds):
@@ -119,6 +131,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversions", type=int, default=50, help="rounds")
     parser.add_argument("--trainings", type=int, default=20, help="rounds")
+    parser.add_argument(
+        "--form", choices=("folders", "tar", "parquet", "shards"), default="folders", help="of the images"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -126,7 +141,8 @@ if __name__ == "__main__":
         from test_restart import training_arguments
 
         if options.conversions:
-            print("conversions:", conversion_rounds(Path(temporary), options.conversions, options.seed), flush=True)
+            counts = conversion_rounds(Path(temporary), options.conversions, options.seed, options.form)
+            print("conversions:", counts, flush=True)
         if options.trainings:
             settings = training_arguments(Path(temporary) / "data")
             assert run(*settings, f"--logging.folder={temporary}/uninterrupted").returncode == 0

@@ -68,10 +68,10 @@ def val_tar(tree: Path, path: Path) -> Path:
     return path
 
 
-def meta_mat() -> bytes:
+def meta_mat(ids: dict[str, int]) -> bytes:
     """`meta.mat`: the 1,000 leaves with their ILSVRC2012_IDs first, then the synsets above them."""
-    rows = [(n, wnid, "words", "gloss", 0, [], 0, 1300) for wnid, n in sorted(IDS.items(), key=lambda item: item[1])]
-    rows.append((1001, "n00001740", "entity", "gloss", 5, [1, 2, 3, 4, 5], 2, 0))
+    rows = [(n, wnid, "words", "gloss", 0, [], 0, 1300) for wnid, n in sorted(ids.items(), key=lambda item: item[1])]
+    rows.append((1001, "n00001740", "entity", "gloss", len(ids), sorted(ids.values()), 2, 0))
     kinds = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children",
                                          "wordnet_height", "num_train_images")]  # fmt: skip
     file = io.BytesIO()
@@ -79,17 +79,17 @@ def meta_mat() -> bytes:
     return file.getvalue()
 
 
-def devkit(tree: Path, path: Path, year: int = 2012) -> Path:
+def devkit(tree: Path, path: Path, year: int = 2012, ids: dict[str, int] = IDS) -> Path:
     """`ILSVRC2012_devkit_t12.tar.gz`."""
-    lines = "".join(f"{IDS[label]}\n" for label in flat_files(tree)[1])
+    lines = "".join(f"{ids[label]}\n" for label in flat_files(tree)[1])
     with tarfile.open(path, "w:gz") as archive:
         add(archive, f"{DEVKIT}/readme.txt", b"ILSVRC")
-        add(archive, f"{DEVKIT}/data/meta.mat", meta_mat())
+        add(archive, f"{DEVKIT}/data/meta.mat", meta_mat(ids))
         add(archive, f"{DEVKIT}/data/ILSVRC{year}_validation_ground_truth.txt", lines.encode())
     return path
 
 
-def kaggle(tree: Path, train: Path, root: Path) -> Path:
+def kaggle(tree: Path, train: Path, root: Path, ids: dict[str, int] = IDS) -> Path:
     """Kaggle's layout; returns the validation folder. `tree` is the validation set, `train` the training set."""
     images = root / "ILSVRC" / "Data" / "CLS-LOC"
     flat_folder(tree, images / "val")
@@ -99,7 +99,7 @@ def kaggle(tree: Path, train: Path, root: Path) -> Path:
     rows[0] = (rows[0][0], rows[0][1] * 2)  # two boxes
     with open(root / "LOC_val_solution.csv", "w", newline="") as file:
         csv.writer(file).writerows([("ImageId", "PredictionString"), *rows[::-1]])
-    (root / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a word, another\n" for wnid in sorted(IDS)))
+    (root / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a word, another\n" for wnid in sorted(ids)))
     return images / "val"
 
 
@@ -112,7 +112,6 @@ def shards(
     prefix: str = "imagenet1k-train",
 ) -> Path:
     """timm's ImageNet shards: keys are the files' stems (or `numbered`), samples are mixed; returns their pattern."""
-    prefix = "imagenet1k-train"
     folder.mkdir(parents=True, exist_ok=True)
     classes, files = sorted(entry.name for entry in tree.iterdir()), list(files_of(tree).items())
     order = np.random.default_rng(0).permutation(len(files))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 
+import make_sources as make
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,20 @@ def save(image, path):
     image.save(path, "JPEG")
 
 
+def downloads(root):
+    """The images and label maps in the forms that docs/datasets.md names."""
+    train, val = root / "ILSVRC/train", root / "ILSVRC/val"
+    ids = {name: i for i, name in enumerate(imagenet_classes(), 1)}
+    make.train_tar(train, root / "ILSVRC2012_img_train.tar")
+    make.val_tar(val, root / "ILSVRC2012_img_val.tar")
+    make.devkit(val, root / "ILSVRC2012_devkit_t12.tar.gz", ids=ids)
+    make.kaggle(val, train, root / "imagenet-object-localization-challenge", ids=ids)
+    make.label_map_tar(root / "relabel_imagenet", root / "relabel_imagenet.tar")
+    for tree, split in ((train, "train"), (val, "validation")):
+        make.parquet(tree, root / "imagenet-1k", split=split)
+        make.shards(tree, root / "imagenet-1k-wds", prefix=f"imagenet1k-{split}")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with what the pages name: one small image of each of ImageNet's classes, maps, weights, lists."""
@@ -95,6 +110,7 @@ def world(tmp_path_factory):
             save(Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)),
                  root / f"bg_challenge/{variation}/val/0{c}_class/fg_{c}_bg_0.JPEG")  # fmt: skip
     (root / "in_to_in9.json").write_text(json.dumps({c: c % 10 - 1 for c in range(1000)}))
+    downloads(root)
     (root / "configs").mkdir()
     (root / "configs/base.yaml").write_text(OFFICIAL_BASE)
     (root / "configs/relabel_train_resnet50.yaml").write_text(RELABEL)

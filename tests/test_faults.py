@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, names_of, run, write_images, write_label_maps
-from faults import conversion_rounds
+from faults import conversion_rounds, in_form
 from fuzz_beton import fuzz, write_original
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
@@ -28,27 +28,33 @@ def test_two_thousand_mutated_files_end_in_an_error_or_are_read(tmp_path):
     assert sum(outcomes.values()) == 2000 and outcomes["refused"] > 800 and outcomes["read"] > 200
 
 
-def test_killed_conversions_leave_a_complete_file_or_none(tmp_path):
-    counts = conversion_rounds(tmp_path, rounds=4, seed=0)
+@pytest.mark.parametrize("form, rounds", [("folders", 4), ("tar", 2), ("parquet", 2), ("shards", 2)])
+def test_killed_conversions_leave_a_complete_file_or_none(tmp_path, form, rounds):
+    counts = conversion_rounds(tmp_path, rounds, 0, form)
     assert counts["parent killed"] >= 1 and counts["worker killed"] >= 1
 
 
-def test_a_disk_that_is_full_is_one_message_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("form", ["folders", "tar", "parquet", "shards"])
+def test_a_disk_that_is_full_is_one_message_and_leaves_nothing(tmp_path, form):
     files = write_images(tmp_path / "images", 200)
     assert len(files) == 200
+    images, there = in_form(form, tmp_path / "images"), sorted(os.listdir(tmp_path))
+    listed = tmp_path.with_name(f"{tmp_path.name}_classes.txt")
+    listed.write_text("\n".join(f"class{i}" for i in range(8)))
 
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     result = subprocess.run(
-        [sys.executable, str(ROOT / "write_datasets.py"), f"--cfg.data_dir={tmp_path}/images",
-         f"--cfg.write_path={tmp_path}/t.beton", "--cfg.write_mode=raw"],
+        [sys.executable, str(ROOT / "write_datasets.py"), f"--cfg.data_dir={images}",
+         f"--cfg.class_list={listed}", f"--cfg.write_path={tmp_path}/t.beton", "--cfg.write_mode=raw"],
         capture_output=True, text=True, preexec_fn=small_files, timeout=120,
     )  # fmt: skip
     assert result.returncode == 1 and "File too large" in result.stderr
-    assert os.listdir(tmp_path) == ["images"]
+    assert sorted(os.listdir(tmp_path)) == there
     assert run(
-        "write_datasets.py", f"--cfg.data_dir={tmp_path}/images", f"--cfg.write_path={tmp_path}/t.beton"
+        "write_datasets.py", f"--cfg.data_dir={images}", f"--cfg.class_list={listed}",
+        f"--cfg.write_path={tmp_path}/t.beton",
     ).returncode == 0  # fmt: skip
 
 
