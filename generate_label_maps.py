@@ -37,14 +37,14 @@ from relabel.data.classes import network_classes
 from relabel.data.label_map_files import manifest_of
 from relabel.data.packing import list_skipped, pack
 from relabel.data.settings import Packing
-from relabel.data.sources.base import ClassChoice, by_key
-from relabel.data.sources.opening import open_source
 from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.generator import Archive, Generation, Tree, generate
 from relabel.locks import exclusive
 from relabel.precision import precision_of
 from relabel.processes import barrier, join, use_all_cores
+from relabel.sources.base import ClassChoice, by_key
+from relabel.sources.opening import open_source
 
 
 def main(settings: Settings) -> None:

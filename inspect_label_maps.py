@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from relabel.commands import run_command
-from relabel.data.classes import imagenet_classes, imagenet_names
 from relabel.data.orientation import orientation
 from relabel.errors import BadInput
+from relabel.imagenet import imagenet_classes, imagenet_names
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
 from relabel.label_maps.inspection import Sample, Samples, axis_agreement, quality
 from relabel.processes import use_all_cores

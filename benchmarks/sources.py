@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from relabel.data.label_map_files import LabelMapFormat, find_label_maps, read_label_map, read_tensor
-from relabel.data.sources.base import ClassChoice
-from relabel.data.sources.opening import open_source
+from relabel.sources.base import ClassChoice
+from relabel.sources.opening import open_source
 
 COUNT, BYTES, ROUNDS = 2000, 110_000, 7
 CLASSES = ("n01440764", "n01443537")

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from relabel.data.sources.opening import open_source
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing
 from relabel.label_maps.generator import Generation, Tree, generate
 from relabel.precision import precision_of
+from relabel.sources.opening import open_source
 
 from .compose import ANNOTATOR_SHARE, CANVAS, CLASSES, OPAQUE_FROM, SIDE, background, read_photographs
 

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 
 from relabel.data.beton import read_header
-from relabel.data.classes import imagenet_names
 from relabel.data.label_map_files import find_label_maps, read_tensor
 from relabel.data.label_map_set import open_label_maps
 from relabel.errors import BadInput, BadSample
+from relabel.imagenet import imagenet_names
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network, label_maps
 from relabel.label_maps.inspection import Samples, axis_agreement, quality
 from relabel.label_maps.settings import LITE0

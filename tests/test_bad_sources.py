@@ -12,10 +12,10 @@ import torch
 from test_sources import CLASSES, packed, write_tree
 
 from relabel.data.label_map_files import find_label_maps
-from relabel.data.sources.base import ClassChoice
-from relabel.data.sources.opening import open_source
-from relabel.data.sources.tar import BLOCK, index_tar
 from relabel.errors import BadInput, BadSample
+from relabel.sources.base import ClassChoice
+from relabel.sources.opening import open_source
+from relabel.sources.tar import BLOCK, index_tar
 
 
 @pytest.fixture(scope="module")

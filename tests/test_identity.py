@@ -29,7 +29,6 @@ from relabel.data.names import Identity
 from relabel.data.packing import pack, packed_once
 from relabel.data.reading import Reading
 from relabel.data.settings import Packing
-from relabel.data.sources.opening import open_source
 from relabel.errors import BadInput, BadSample
 from relabel.evaluation.label_sets import read_multilabel_records, read_multilabels, read_real
 from relabel.evaluation.predictions import predict
@@ -38,6 +37,7 @@ from relabel.models import build_model, load_weights
 from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 from relabel.precision import precision_of
 from relabel.processes import Processes, join
+from relabel.sources.opening import open_source
 
 ARCH, SIZE = "shufflenet_v2_x0_5", 64
 IDENTITY_NAMES = ["a/a_0.png", "a/a_1.png", "b/b_0.png"]

@@ -21,10 +21,10 @@ from relabel.data.beton import column, read_header
 from relabel.data.contents import read_contents, read_sample_list
 from relabel.data.packing import pack
 from relabel.data.settings import Packing
-from relabel.data.sources.base import ClassChoice
-from relabel.data.sources.opening import open_source
-from relabel.data.sources.tree import SPLITS
 from relabel.errors import BadSample
+from relabel.sources.base import ClassChoice
+from relabel.sources.opening import open_source
+from relabel.sources.tree import SPLITS
 
 CLASSES = sorted(make.IDS)
 

@@ -11,31 +11,13 @@ The rules, in all commands:
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from ffcv_fields.label_map import MAX_CLASSES
 
 from ..errors import BadInput
-
-IMAGENET_CLASSES = 1000
-
-
-@cache
-def imagenet_classes() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet-1k, by class index."""
-    from timm.data import ImageNetInfo
-
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
-
-
-@cache
-def imagenet_names() -> list[str]:
-    """The first name of each of ImageNet-1k's classes."""
-    from timm.data import ImageNetInfo
-
-    return [text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions()]
+from ..imagenet import IMAGENET_CLASSES, imagenet_classes
 
 
 def read_class_list(file: str) -> tuple[str, ...]:

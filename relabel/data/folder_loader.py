@@ -10,6 +10,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ..errors import BadSample
+from ..sources.base import ImageSource
+from ..sources.opening import open_source
 from .beton import read_header
 from .classes import align
 from .contents import read_sample_list
@@ -17,8 +19,6 @@ from .loader import Batch, Loader
 from .names import Identity
 from .order import share_of
 from .reading import Reading, validation_loader
-from .sources.base import ImageSource
-from .sources.opening import open_source
 
 
 class FolderLoader:

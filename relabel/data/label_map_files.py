@@ -25,9 +25,9 @@ import torch
 from ffcv_fields.label_map import SCORES
 
 from ..errors import BadSample
+from ..sources.archived import Archives
+from ..sources.tar import TarIndex, index_tar
 from .label_lists import Row, read_label_list
-from .sources.archived import Archives
-from .sources.tar import TarIndex, index_tar
 from .tensors import GREATEST_FILE, tensor_of
 
 SUFFIXES = (".pt", ".p")

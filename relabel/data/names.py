@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BadInput
-from .sources.base import key_of
+from ..sources.base import key_of
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from ffcv.fields import IntField
 
 from ..errors import BadInput, BadSample
 from ..processes import started_by_torchrun
+from ..sources.base import ClassChoice, ImageSource, Sample, by_key
+from ..sources.opening import open_source, split_of
 from .agreement import Agreement
 from .classes import read_class_list
 from .contents import Contents
@@ -25,8 +27,6 @@ from .label_map_files import Source
 from .label_map_set import LabelMapSet, open_label_maps
 from .provenance import differences, provenance_of
 from .settings import Packing
-from .sources.base import ClassChoice, ImageSource, Sample, by_key
-from .sources.opening import open_source, split_of
 from .writer import Packed, Workers, write_beton
 
 ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out whatever share they are

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadSample
+from ..sources.base import ImageSource
+from ..sources.opening import archives_of, open_source
 from .beton import read_header
 from .contents import Contents, read_contents
 from .label_map_files import find_label_maps, manifest_of
-from .sources.base import ImageSource
-from .sources.opening import archives_of, open_source
 
 
 def provenance_of(settings: Any, source: ImageSource) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import numpy as np
 from ..data.beton import read_header
 from ..data.classes import IMAGENET_CLASSES
 from ..data.contents import read_contents
-from ..data.sources.opening import open_source
 from ..errors import BadInput
+from ..sources.opening import open_source
 from .label_sets import imagenet_index, read_json
 
 VARIATIONS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg")

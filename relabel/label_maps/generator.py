@@ -14,12 +14,12 @@ from ffcv_fields.label_map import pack_label_map
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.label_map_files import manifest_of, open_archive, read_manifest, write_label_map
-from ..data.sources.base import ImageSource, key_of
 from ..errors import BadInput, BadSample
 from ..files import atomic, write_text
 from ..precision import Precision
 from ..processes import hide_progress
 from ..progress import Progress
+from ..sources.base import ImageSource, key_of
 from .annotator import DenseAnnotator, Preprocessing, label_maps
 
 

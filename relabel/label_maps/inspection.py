@@ -18,8 +18,8 @@ from ..data.classes import IMAGENET_CLASSES, imagenet_classes
 from ..data.contents import read_contents, read_sample_list
 from ..data.label_map_files import read_manifest
 from ..data.label_map_set import open_label_maps
-from ..data.sources.opening import open_source
 from ..errors import BadInput
+from ..sources.opening import open_source
 from .annotator import DenseAnnotator, Preprocessing
 
 MULTI_LABEL_SHARE = 0.1  # of the cells that a second class must be best at

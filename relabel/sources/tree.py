@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import BadSample
+from ..errors import BadSample
 from .base import IMAGE_SUFFIXES, ClassChoice, ImageSource, Sample, left_out
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}

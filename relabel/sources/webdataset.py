@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import BadInput, BadSample
-from ..classes import IMAGENET_CLASSES, imagenet_classes
+from ..errors import BadInput, BadSample
+from ..imagenet import IMAGENET_CLASSES, imagenet_classes
 from .archived import Archived, Entry, archived
 from .base import IMAGE_SUFFIXES, ClassChoice
 from .tar import AT_ONCE, TarIndex

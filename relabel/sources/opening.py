@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from ...errors import BadSample
-from ...progress import Progress
+from ..errors import BadSample
+from ..progress import Progress
 from .archived import Archived, open_class_folders
 from .base import ClassChoice, ImageSource
 from .flat import is_flat, open_flat_archive, open_flat_folder

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import BadInput, BadSample
-from ..classes import IMAGENET_CLASSES, imagenet_classes
+from ..errors import BadInput, BadSample
+from ..imagenet import IMAGENET_CLASSES, imagenet_classes
 from .base import ClassChoice, key_of
 
 DEVKIT, KAGGLE, SYNSETS = "ILSVRC2012_devkit_t12", "LOC_val_solution.csv", "LOC_synset_mapping.txt"

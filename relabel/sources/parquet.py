@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BadInput, BadSample
+from ..errors import BadInput, BadSample
 from .base import ClassChoice, ImageSource, Sample
 
 WITH_CLASS = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # imagenet-1k's

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadSample
+from ..errors import BadSample
 
 BLOCK = 512  # bytes: headers and members begin at multiples of it
 GREATEST_NAME = 1 << 20  # bytes of a member that holds the next one's name

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BadSample
+from ..errors import BadSample
 from .base import IMAGE_SUFFIXES, ClassChoice, ImageSource, Sample, left_out
 from .tar import TarIndex
 

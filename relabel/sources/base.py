@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from ffcv_fields.label_map import MAX_CLASSES
 
-from ...errors import BadInput, BadSample
-from ..classes import IMAGENET_CLASSES, imagenet_classes
+from ..errors import BadInput, BadSample
+from ..imagenet import IMAGENET_CLASSES, imagenet_classes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 

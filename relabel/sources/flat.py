@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import BadSample
+from ..errors import BadSample
 from .archived import Archived, Entry, archived
 from .base import IMAGE_SUFFIXES, ClassChoice, ImageSource, Sample, left_out
 from .image_labels import ImageLabels
