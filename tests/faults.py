@@ -50,7 +50,9 @@ def in_form(form: str, tree: Path) -> Path:
         return tree
     if form == "tar":
         return make.train_tar(tree, tree.with_name("train.tar"))
-    return {"parquet": make.parquet, "shards": make.shards}[form](tree, tree.with_name(form))
+    if form == "parquet":
+        return make.parquet(tree, tree.with_name("parquet"), names=sorted(folder.name for folder in tree.iterdir()))
+    return make.shards(tree, tree.with_name("shards"))
 
 
 def conversion_rounds(folder: Path, rounds: int, seed: int, form: str = "folders") -> dict[str, int]:

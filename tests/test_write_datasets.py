@@ -277,7 +277,7 @@ def test_stored_jpegs_have_restart_markers(folders, tmp_path, settings, markers)
 @pytest.mark.parametrize(
     "arguments, code, says",
     [
-        (["--cfg.data_dir=/nowhere"], 1, "/nowhere: is not a folder"),
+        (["--cfg.data_dir=/nowhere"], 1, "/nowhere: does not exist; give a folder"),
         (["--cfg.data_dirr=x"], 2, "did you mean cfg.data_dir?"),
         (["--cfg.num_workers=0"], 2, "an integer, 1 or more"),
         (["--cfg.axis_order=zz"], 2, "xy | yx"),
