@@ -39,7 +39,6 @@ from typing import Any
 import torch
 from ffcv_fields import CropSampler
 from torch.nn import Module
-from torch.nn.functional import cross_entropy
 
 from relabel.checkpoints import saved_classes
 from relabel.commands import run_command
@@ -61,7 +60,7 @@ from relabel.training.monitor import Monitor, summary
 from relabel.training.optim import build_optimizer, learning_rate, set_learning_rate
 from relabel.training.run import Plan, Run, average_of
 from relabel.training.run_folder import RunFolder, seed_of
-from relabel.training.targets import soft_targets
+from relabel.training.targets import soft_loss, soft_targets
 
 # --- the run --------------------------------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ def train_step(settings: Settings, run: Run, batches: Iterator[Batch]) -> None:
         with run.processes.exchange_gradients(run.model, last=part + 1 == optim.accumulate):
             with run.precision.autocast():
                 logits = run.model(images)
-            loss = cross_entropy(logits.float(), targets, label_smoothing=optim.label_smoothing) / optim.accumulate
+            loss = soft_loss(logits.float(), targets, optim.loss, optim.label_smoothing) / optim.accumulate
             run.scaler.scale(loss).backward()
         run.add_loss(loss.detach())
     run.optimizer_step()

@@ -144,13 +144,3 @@ def test_cutmix_is_off_at_probability_0_and_beta_0():
     for prob, beta in ((0.0, 1.0), (1.0, 0.0)):
         mixed, soft = cutmix(images.clone(), targets, np.random.default_rng(0), prob, beta)
         assert torch.equal(mixed, images) and torch.equal(soft, targets)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_torch_s_loss_of_soft_targets_is_the_paper_s(smoothing):
-    """`-(t * log_softmax(logits)).sum(1).mean()`, of targets of which a share is spread evenly over all classes."""
-    logits, targets = torch.randn(5, 7), torch.rand(5, 7).softmax(1)
-    smooth = targets * (1 - smoothing) + smoothing / 7
-    expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
-    ours = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-    assert torch.allclose(ours, expected, atol=1e-6)

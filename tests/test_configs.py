@@ -13,7 +13,7 @@ from relabel.settings import as_dict, load_settings
 FILES = sorted((ROOT / "rn50_configs").glob("*.yaml"))
 BASES = [file for file in FILES if file.stem.startswith("base_")]
 RECIPES = [file for file in FILES if file not in BASES]
-FAST = [file for file in RECIPES if re.fullmatch(r"rn50_\d+_epochs", file.stem)]
+FAST = [file for file in RECIPES if re.fullmatch(r"rn50_\d+_epochs(_\w+)?", file.stem)]
 PAPER = [file for file in RECIPES if file not in FAST and file.stem != "demo"]
 by_name = pytest.mark.parametrize("file", RECIPES, ids=lambda p: p.stem)
 
@@ -50,7 +50,7 @@ def test_every_recipe_says_what_it_reproduces_and_its_command(file):
 
 def test_every_base_is_some_file_s_base_and_says_so():
     named = {yaml.safe_load(file.read_text()).get("base") for file in FILES}
-    assert named - {None} == {file.name for file in BASES}
+    assert named - {None} - {file.name for file in FAST} == {file.name for file in BASES}
     assert all("not run" in file.read_text() and "share" in file.read_text() for file in BASES)
 
 
@@ -86,6 +86,12 @@ def test_a_fast_recipe_is_ffcv_imagenet_s_with_relabel(file, resolve):
     assert (settings["resolution.min_res"], settings["resolution.max_res"]) == (160, 192)
     assert (settings["optim.batch_size"], settings["optim.lr.init"]) == (4096, 1.7)
     assert (settings["validation.resolution"], settings["validation.lr_tta"]) == (256, True)
+    variant = file.stem.partition("_epochs")[2]
+    changes = {"data.cutmix.prob": 1.0, "data.cutmix.beta": 1.0, "optim.loss": "bce", "optim.ema_decay": 0.998}
+    of_variant = {"_cutmix": "data.cutmix.", "_bce": "optim.loss", "_ema": "optim.ema_decay"}.get(variant, "none")
+    defaults = {"data.cutmix.prob": 0.0, "data.cutmix.beta": 0.0, "optim.loss": "ce", "optim.ema_decay": 0.0}
+    expected = {name: changes[name] if name.startswith(of_variant) else value for name, value in defaults.items()}
+    assert {name: settings[name] for name in expected} == expected and variant in ("", "_cutmix", "_bce", "_ema")
 
 
 def test_the_recipes_and_their_bases_are_found_from_wherever_a_command_is_called(tmp_path):

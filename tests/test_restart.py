@@ -21,7 +21,7 @@ EPOCHS, STEPS = 3, 12
 
 
 def training_arguments(root):
-    """A training of 36 steps with everything that has a state: dropout, momentum, average, CutMix, jitter."""
+    """A training of 36 steps with everything that has a state: dropout, momentum, average, CutMix, jitter, sizes."""
     files = write_images(root / "images", 96)
     write_label_maps(root / "maps", files)
     for split, more in (("train", [f"--cfg.label_map_dir={root}/maps", "--cfg.axis_order=yx"]), ("val", [])):
@@ -34,8 +34,9 @@ def training_arguments(root):
         "--model.arch=mobilenet_v3_small", f"--data.train_dataset={root}/train.beton",
         f"--data.val_dataset={root}/val.beton", "--data.image_size=32", "--optim.batch_size=8", "--data.num_workers=1",
         f"--optim.epochs={EPOCHS}", "--optim.ema_decay=0.9", "--data.cutmix.prob=0.5", "--data.cutmix.beta=1",
-        "--data.cutmix.off_epoch=1", "--data.color_jitter=0.4", "--logging.checkpoint_minutes=0.0001",
-        "--validation.every=1", "--resume=auto",
+        "--data.cutmix.off_epoch=1", "--data.color_jitter=0.4", "--resolution.min_res=32",
+        "--resolution.max_res=64", "--resolution.start_ramp=0", "--resolution.end_ramp=1",
+        "--logging.checkpoint_minutes=0.0001", "--validation.every=1", "--resume=auto",
     ]  # fmt: skip
 
 

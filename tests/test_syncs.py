@@ -55,6 +55,7 @@ RECIPES = {
     "relabel": {},
     "relabel, cutmix, ema": {"data__cutmix__prob": 1, "data__cutmix__beta": 1, "optim__ema_decay": 0.999},
     "fast": {"data__color_jitter": 0, "data__lighting": 0, "model__use_blurpool": True, "optim__bn__decay": False},
+    "bce": {"optim__loss": "bce", "data__cutmix__prob": 1, "data__cutmix__beta": 1},
     "single labels": {"data__relabel__use": False, "optim__label_smoothing": 0.1},
     "global labels": {"data__relabel__localized": False},
     "best labels": {"data__relabel__multi": False},

@@ -123,6 +123,7 @@ class Optim:
     nesterov: bool = setting(Flag(), "Nesterov's momentum", True)
     momentum: float = setting(Number(0, 1), "SGD's momentum, the others' first beta", 0.9)
     wd: WeightDecay = group(WeightDecay)
+    loss: str = setting(Choice("ce", "bce"), "ce: cross-entropy; bce: binary cross-entropy, summed over classes", "ce")
     label_smoothing: float = setting(Number(0, 1), "fraction of each target spread over all classes", 0.0)
     bn: BatchNorm = group(BatchNorm)
     ema_decay: float = setting(Number(0, 1), "decay per step of the weights' EMA, which is then validated; 0: off", 0.0)
