@@ -92,6 +92,7 @@ def test_a_fast_recipe_is_ffcv_imagenet_s_with_relabel(file, resolve):
     defaults = {"data.cutmix.prob": 0.0, "data.cutmix.beta": 0.0, "optim.loss": "ce", "optim.ema_decay": 0.0}
     expected = {name: changes[name] if name.startswith(of_variant) else value for name, value in defaults.items()}
     assert {name: settings[name] for name in expected} == expected and variant in ("", "_cutmix", "_bce", "_ema")
+    assert file.stem in reproduce_tables.ALL_CONFIGS
 
 
 def test_the_recipes_and_their_bases_are_found_from_wherever_a_command_is_called(tmp_path):
