@@ -46,7 +46,7 @@ docs: setup
 lock: setup
 	PKG_CONFIG_PATH=$(CURDIR)/setup/opencv UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile --quiet \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(if $(UPGRADE),--upgrade) \
-	    --extra label-map-demo --extra dev --extra docs --output-file requirements.lock pyproject.toml
+	    --extra label-map-demo --extra detection --extra dev --extra docs --output-file requirements.lock pyproject.toml
 
 setup: .venv/.installed
 

@@ -129,14 +129,27 @@ def saved_classes(file: str | Path) -> tuple[str, ...] | None:
     Raises:
         BadInput: as `read_file` does.
     """
-    path = Path(file)
+    classes = _saved_beside(Path(file), "classes")
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
+
+
+def saved_settings(file: str | Path) -> dict[str, Any]:
+    """The settings, by dotted name, of the run that a checkpoint of ours is from; empty: it says none.
+
+    Raises:
+        BadInput: as `read_file` does.
+    """
+    settings = _saved_beside(Path(file), "settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _saved_beside(path: Path, name: str) -> Any:
+    """What a checkpoint of ours, or a `weights.safetensors`, holds beside the weights; None: not that."""
     if path.is_file() and _is_safetensors(path):
         with safetensors.safe_open(path, "pt") as content:
-            classes = json.loads((content.metadata() or {}).get("classes", "null"))
-    else:
-        content = read_file(path)
-        classes = content.get("classes", getattr(content, "classes", None)) if isinstance(content, dict) else None
-    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
+            return json.loads((content.metadata() or {}).get(name, "null"))
+    content = read_file(path)
+    return content.get(name, getattr(content, name, None)) if isinstance(content, dict) else None
 
 
 def read_checkpoint(file: str | Path) -> tuple[dict[str, torch.Tensor], str]:

@@ -15,7 +15,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = [name.replace(".", "/") for name in PYPROJECT["tool"]["setuptools"]["packages"]]
-LOCKED_EXTRAS = ("label-map-demo", "docs", "dev")  # as in `make lock`
+LOCKED_EXTRAS = ("label-map-demo", "detection", "docs", "dev")  # as in `make lock`
 
 
 def test_every_installed_package_has_what_it_requires():

@@ -19,6 +19,7 @@ LEVELS = [
     ["relabel.sources"],
     ["relabel.data"],
     ["relabel.label_maps", "relabel.training", "relabel.evaluation"],
+    ["relabel.transfer"],
     [*COMMANDS, "scenes"],
     ["benchmarks", "tests"],
 ]  # fmt: skip

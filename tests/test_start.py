@@ -16,6 +16,7 @@ MISTAKES = {  # command: a mistaken setting, and what is said of it
     "evaluate_imagenet": ("--config-file=nowhere.yaml", "cannot read config file nowhere.yaml"),
     "generate_label_maps": ("--maps.top=5", "did you mean maps.top_k?"),
     "inspect_label_maps": ("--images=images", "--images and --label-maps go together"),
+    "finetune_detector": ("--data.train_dataset=train.beton", "did you mean data.train?"),
     "reproduce_tables": ("--gpus=all", "argument --gpus: invalid int value: 'all'"),
 }
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.loader import Batch, Loader
 from ..errors import BadInput
 from ..processes import Processes, all_reduce_sum, barrier, hide_progress
 from ..stopping import STOPPED, StopSignals, leave
@@ -21,6 +21,16 @@ from .curves import draw_curves
 from .export import WEIGHTS, export_weights
 from .run import Plan, Run, peak_memory
 from .run_folder import RunFolder, read_log
+
+B = TypeVar("B")
+
+
+class Order(Protocol):
+    """Of a loader: what a checkpoint keeps of the data, and the samples of this process in an epoch."""
+
+    def data(self) -> dict[str, Any]: ...
+
+    def order_of(self, epoch: int) -> np.ndarray: ...
 
 
 class Monitor:
@@ -41,7 +51,7 @@ class Monitor:
         self,
         run: Run,
         folder: RunFolder,
-        loader: Loader,
+        loader: Order,
         processes: Processes,
         plan: Plan,
         print_freq: int,
@@ -64,7 +74,7 @@ class Monitor:
             unit="img", leave=False, disable=hide_progress(), dynamic_ncols=True,
         )  # fmt: skip
 
-    def timed(self, batches: Generator[Batch]) -> Generator[Batch]:
+    def timed(self, batches: Generator[B]) -> Generator[B]:
         """`batches`, with the time that training waits for each of them added up; closes them when it is closed."""
         with closing(batches):
             while True:
@@ -166,19 +176,27 @@ class Monitor:
         """Log an epoch; have it saved and the curves drawn."""
         self.run.next_epoch()
         if self.processes.first:
-            path = self.folder.path
             self.folder.log("log", line, at=self.run.epoch * self.plan.steps)
-            self._save(partial(draw_curves, {path.name: read_log(path)}, path / "curves.png"))
+            self._save(partial(self.draw, read_log(self.folder.path)))
+
+    def draw(self, log: list[dict[str, Any]]) -> None:
+        """Draw the curves of a run with this log."""
+        draw_curves({self.folder.path.name: log}, self.folder.path / "curves.png")
 
     def end_run(self) -> None:
-        """After the last epoch: leave the validated weights for other programs."""
+        """After the last epoch: leave what the run hands on."""
         if not self.processes.first:
             return
         self.folder.background.wait()
         path = self.folder.path
-        export_weights(self.run.validated, path, self.folder.settings, read_log(path)[-1], self.folder.classes)
+        names = ", ".join(self.hand_on(read_log(path)[-1]))
         peak = peak_memory(self.processes.device)
-        print(f"done: {path}/log.jsonl, curves.png, checkpoint.pt, {', '.join(WEIGHTS)}; {peak}")
+        print(f"done: {path}/log.jsonl, curves.png, checkpoint.pt, {names}; {peak}")
+
+    def hand_on(self, last: dict[str, Any]) -> tuple[str, ...]:
+        """Write the validated weights for other programs; `last` is the log's last line. Returns the files' names."""
+        export_weights(self.run.validated, self.folder.path, self.folder.settings, last, self.folder.classes)
+        return WEIGHTS
 
     def _save(self, then: Callable[[], None] = lambda: None) -> None:
         """Have the state as it is now written, and `then` done, while training goes on; wait for the save before."""

@@ -24,7 +24,7 @@ def build_optimizer(
     On CUDA none of them makes the CPU wait, also with a float16 loss scaler.
 
     Args:
-        model: whose parameters are trained.
+        model: whose parameters are trained, but for those that are frozen.
         optimizer: "sgd", "adamp", "adamw" or "lamb".
         lr: learning rate at its peak.
         momentum: SGD's momentum, the others' first beta.
@@ -33,9 +33,10 @@ def build_optimizer(
         decay_bn: whether batch norm's parameters decay.
     """
     norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
-    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if decay_bn or id(p) not in norms]}]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if decay_bn or id(p) not in norms]}]
     if not decay_bn:
-        groups.append({"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0})
+        groups.append({"params": [p for p in trained if id(p) in norms], "weight_decay": 0.0})
     adam: dict[str, Any] = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay}
     if optimizer == "adamp":
         return AdamP(groups, nesterov=nesterov, **adam)

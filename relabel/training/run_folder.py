@@ -46,12 +46,14 @@ class RunFolder:
         settings: of the run, by dotted name.
         classes: the network's class list, kept with its checkpoints; None: not known.
         tensorboard: also write events for TensorBoard.
+        fixed: the settings that a resumed run must have as before.
     """
 
     def __init__(
-        self, path: str, settings: dict[str, Any], tensorboard: bool = False, classes: Sequence[str] | None = None
-    ) -> None:
-        self.path, self.settings, self.classes = Path(path), settings, classes
+        self, path: str, settings: dict[str, Any], tensorboard: bool = False, classes: Sequence[str] | None = None,
+        fixed: Sequence[str] = FIXED,
+    ) -> None:  # fmt: skip
+        self.path, self.settings, self.classes, self.fixed = Path(path), settings, classes, fixed
         self.background = Background()  # where checkpoints are written and curves drawn
         self._make_writer: Callable[[], Any] | None = None
         self._writer: Any = None
@@ -88,7 +90,7 @@ class RunFolder:
                 raise BadInput(
                     f"{file} is at epoch {state['epoch']}, step {state['step']}; optim.start_epoch is {start_epoch}"
                 )
-            for name in FIXED:
+            for name in self.fixed:
                 ours, theirs = self.settings[name], state["settings"][name]
                 if ours != theirs and not (name == "compute.seed" and ours < 0):
                     raise BadInput(f"{self.path} is a run with {name}={theirs}; now it is {ours}: use another folder")
