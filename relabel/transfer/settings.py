@@ -58,7 +58,7 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
     init: float = setting(Number(0), "peak learning rate, for the whole batch", 0.02)
-    drop: tuple[int, ...] = setting(Epochs(), "epochs after which it drops to a tenth", "8,11")
+    drop: tuple[int, ...] = setting(Epochs(), "epochs after which it drops to a tenth", (8, 11))
 
 
 @dataclass(frozen=True, kw_only=True)
