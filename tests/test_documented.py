@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from coco_data import write_coco
 from conftest import ROOT, run
 from PIL import Image
 from test_docs import PAGES, code
@@ -34,6 +35,13 @@ SMALLER = {
     "--logging.folder=runs/relabel_rn50": ONE_EPOCH,
     "--config-file-path": [*ONE_EPOCH, "--data.num_workers=1"],
     "evaluate_imagenet.py": ["--data.image_size=32"],
+    "finetune_detector.py": [
+        "--model.channels=8",
+        "--model.rois=16",
+        "--data.min_size=64",
+        "--data.num_workers=0",
+        "--optim.epochs=1",
+    ],
     "generate_label_maps.py": ["--maps.image_size=64", "--maps.size=2"],
     "cfg.label_map_dir=birds_maps.npy": ["--cfg.min_agreement=0"],  # the annotator's weights are random
 }
@@ -104,6 +112,8 @@ def world(tmp_path_factory):
         torch.save(torch.stack([scores, classes]), file)
     for file, num_classes in (("rn50_relabel_78.9.pth", 1000), ("birds.pth", 200)):
         torch.save(torchvision.models.resnet50(num_classes=num_classes).state_dict(), root / file)
+    for name in ("train", "val"):
+        write_coco(root / "cells", name, 4)
     (root / "real.json").write_text(json.dumps([[c % 1000] for c in range(50_000)]))
     for variation in ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg"):
         for c in range(9):
