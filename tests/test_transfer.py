@@ -65,12 +65,12 @@ def test_crowds_and_narrow_boxes_are_not_trained_on_and_others_are_clipped(tmp_p
         counts = {"size": [HEIGHT, WIDTH], "counts": [0, 5, HEIGHT * WIDTH - 5]}
         content["annotations"][6]["segmentation"] = counts  # of a crowd
         content["annotations"][7]["bbox"] = [10, 10, 0.4, 20]
-        content["annotations"][8] |= {"bbox": [-3, 10, 40, 70], "segmentation": [polygon(0, 10, 37, 54)]}
+        content["annotations"][8] |= {"bbox": [60, 10, 40, 70], "segmentation": [polygon(60, 10, 36, 54)]}
         content["annotations"][9] |= {"bbox": [-0.5, 10, 40, 20], "segmentation": [polygon(0, 10, 40, 20)]}
 
     coco = changed(tmp_path, content, change)
     (last,) = (image for image in coco.images if image.id == 997)
-    assert last.annotations == tuple(range(102, 114)) and last.boxes[0].tolist() == [0, 10, 37, HEIGHT]
+    assert last.annotations == tuple(range(102, 114)) and last.boxes[0].tolist() == [60, 10, WIDTH, HEIGHT]
     assert last.boxes[1].tolist() == [0, 10, 39.5, 30]
     assert coco.remarks == [
         "instances_train.json: 1 annotations of crowds are not trained on",
@@ -340,6 +340,7 @@ def test_average_precision_is_pycocotools_on_the_files(tmp_path):
             })  # fmt: skip
     coco = read_coco(tmp_path, "val", masks=True, evaluated=True)
     for kind, file in write_results(found, ("bbox", "segm"), tmp_path).items():
+        assert ("bbox" in json.loads(file.read_text())[0]) == (kind == "bbox")  # a mask's size is not its box's
         ours = average_precision(coco.content, json.loads(file.read_text()), kind)
         theirs = by_pycocotools(tmp_path / "annotations" / "instances_val.json", file, kind)
         assert ours == {name: None if v < 0 else 100 * v for name, v in theirs.items()}
