@@ -139,7 +139,7 @@ def test_two_processes_see_each_image_once_and_agree(world, tmp_path):
     "more, code, says",
     [
         (["--optim.lr.drop=11,8"], 2, "--optim.lr.drop is '11,8'; must be epochs in ascending order"),
-        (["--model.arch=resnet19"], 2, "--model.arch is 'resnet19'; must be auto | resnet18"),
+        (["--model.detector=yolo"], 2, "--model.detector is 'yolo'; must be mask_rcnn | faster_rcnn"),
         (["--model.weights=nowhere.pth"], 1, "nowhere.pth: no such checkpoint"),
         (["--data.val=val2017"], 1, "instances_val2017.json: is not there; data.folder must hold SET/"),
         (["--optim.batch_size=64"], 1, "has 12 images to train on; optim.batch_size is 64: lower it"),

@@ -233,7 +233,7 @@ def runs(tmp_path_factory):
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5)
                 torch.nn.init.normal_(module.bias)
-        folder = tmp_path_factory.mktemp(arch)
+        folder = tmp_path_factory.mktemp(arch.replace("/", "_"))
         settings = {"model.arch": arch, "model.num_classes": 5, "optim.bn.eps": eps, "model.use_blurpool": blurpool}
         export_weights(network, folder, settings, {}, [f"class{i}" for i in range(5)])
         return folder, network.eval()
@@ -241,19 +241,27 @@ def runs(tmp_path_factory):
     return make
 
 
+def features(network, images):
+    """Of a ResNet, up to its third stage: torchvision's `relu` is timm's `act1`."""
+    for name, module in network.named_children():
+        if name == "layer4":
+            return images
+        images = module(images)
+
+
 @pytest.mark.parametrize("given", [{}, {"eps": 0.1}, {"blurpool": True}], ids=str)
 def test_the_detector_s_features_are_those_of_the_run_on_the_loader_s_normalization(runs, given):
     """Images as the detector takes them go through its own transform; those of training through `normalize`: the last
     stage must see the same. Another mean, another epsilon, another order of channels would be seen here."""
-    folder, network = runs("resnet18", **given)
+    arch = "resnet18" if given else "timm/test_resnet"
+    folder, network = runs(arch, **given)
     backbone = load_backbone(str(folder / "weights.safetensors"), "auto")
-    assert backbone.arch == "resnet18" and ("BlurPool" in backbone.said) == given.get("blurpool", False)
+    assert backbone.arch == arch and ("BlurPool" in backbone.said) == given.get("blurpool", False)
     model = Model(detector="faster_rcnn", weights="", channels=8)
     detector = build_detector(model, Data(folder="", min_size=64), backbone.network, 3).eval()
     images = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = network.layer4(network.layer3(network.layer2(network.layer1(
-            network.maxpool(network.relu(network.bn1(network.conv1(normalize(images)))))))))  # fmt: skip
+        expected = network.get_submodule("layer4")(features(network, normalize(images)))
         seen, _ = detector.transform([image.permute(2, 0, 1) / 255 for image in images])
         found = detector.backbone.body(seen.tensors)["3"]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
@@ -293,10 +301,12 @@ def test_weights_of_another_architecture_are_refused(runs, tmp_path):
     shuffle, _ = runs("shufflenet_v2_x0_5")
     for weights, arch, says in (
         (folder / "weights.safetensors", "resnet50", "was trained as resnet18; model.arch is resnet50"),
-        (folder / "weights.pth", "auto", "does not say what it is; give --model.arch, one of resnet18, "),
+        (folder / "weights.pth", "auto", "does not say what it is; give --model.arch, e.g. --model.arch=resnet50"),
         (tmp_path / "plain.pth", "resnet50", "does not fit the network: .*; it is of a resnet18: --model.arch"),
         (tmp_path / "shuffle.pth", "resnet18", "shuffle.pth: does not fit the network"),
-        (shuffle / "weights.safetensors", "auto", "was trained as shufflenet_v2_x0_5; give --model.arch, one of"),
+        (shuffle / "weights.safetensors", "auto", "shufflenet_v2_x0_5, whose stages are not a ResNet's"),
+        ("random", "timm/test_vit", "has no fc.weight|timm/test_vit, whose stages are not a ResNet's"),
+        ("random", "resnet19", "model.arch is 'resnet19'; did you mean resnet"),
         (tmp_path / "nowhere.pth", "resnet18", "nowhere.pth: no such checkpoint"),
         ("published", "auto", "model.weights=published needs model.arch"),
     ):

@@ -1,8 +1,8 @@
 """torchvision's Faster R-CNN and Mask R-CNN on the backbone of a trained network.
 
-As torchvision's own builders make them: a feature pyramid on the four stages of a ResNet, batch norm frozen with the
-statistics that it was trained to. The images are normalized by the mean and the standard deviation that the backbone
-was trained with.
+As torchvision's own builders make them: a feature pyramid on the four stages of a ResNet (torchvision's, timm's), batch
+norm frozen with the statistics that it was trained to. The images are normalized by the mean and the standard deviation
+that the backbone was trained with.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -22,8 +23,12 @@ from ..checkpoints import plain_names, read_checkpoint, saved_settings
 from ..errors import BadInput
 from ..models import build_model, load_weights, published_model
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
-from .settings import ARCHITECTURES, Data, Model
+from .settings import Data, Model
 
+RESNETS = (  # torchvision's, for a checkpoint that does not say what it is
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 FROM_LAST = ("layer4", "layer3", "layer2", "layer1", "conv1")  # how many of them are trained: model.trainable_layers
 PUBLISHED, RANDOM = "published", "random"
@@ -44,7 +49,7 @@ def load_backbone(weights: str, arch: str) -> Backbone:
 
     Args:
         weights: a checkpoint, "published" or "random".
-        arch: of torchvision's ResNets; "auto": what the checkpoint's run says.
+        arch: a ResNet of torchvision, or `timm/NAME` of one; "auto": what the checkpoint's run says.
 
     Raises:
         BadInput: no such checkpoint, one of another architecture, or none that says which it is.
@@ -56,6 +61,8 @@ def load_backbone(weights: str, arch: str) -> Backbone:
         said = f"{arch}, {weights} weights"
     else:
         network, arch, said = _trained(weights, arch)
+    if not all(isinstance(getattr(network, name, None), nn.Module) for name in (*FROM_LAST, "fc")):
+        raise BadInput(f"model.arch is {arch}, whose stages are not a ResNet's ({', '.join(FROM_LAST[::-1])})")
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -68,23 +75,22 @@ def _trained(weights: str, arch: str) -> tuple[nn.Module, str, str]:
     run = saved_settings(weights)
     trained_as = run.get("model.arch")
     if arch == "auto":
-        if trained_as not in ARCHITECTURES:
-            what = f"was trained as {trained_as}" if trained_as else "does not say what it is"
-            raise BadInput(f"{weights}: {what}; give --model.arch, one of {', '.join(ARCHITECTURES)}")
+        if not trained_as:
+            raise BadInput(f"{weights}: does not say what it is; give --model.arch, e.g. --model.arch=resnet50")
         arch = trained_as
     elif trained_as not in (None, arch):
         raise BadInput(f"{weights}: was trained as {trained_as}; model.arch is {arch}")
     state, _ = read_checkpoint(weights)
     state = plain_names(state, ["fc.weight"])
     if "fc.weight" not in state:
-        raise BadInput(f"{weights}: has no fc.weight: not the weights of a ResNet classifier")
+        raise BadInput(f"{weights}: has no fc.weight: not the weights of a ResNet classifier, as {arch} would be")
     blurred = any(key.endswith(".blur_filter") for key in state)
     eps = float(run.get("optim.bn.eps", 1e-5))
     network = build_model(arch, state["fc.weight"].shape[0], bn_eps=eps, use_blurpool=blurred)
     try:
         said = load_weights(network, weights)
     except BadInput as error:
-        fitting = [other for other in ARCHITECTURES if _fits(other, state, blurred)]
+        fitting = [other for other in RESNETS if _fits(other, state, blurred)]
         raise BadInput(f"{error}; it is of a {' or '.join(fitting)}: --model.arch" if fitting else str(error)) from None
     return network, arch, "; ".join(filter(None, (f"{weights}: {arch}", said, "BlurPool" if blurred else "")))
 
@@ -139,10 +145,11 @@ def _pyramid(network: nn.Module, model: Model) -> BackboneWithFPN:
     everything = len(trained) == len(FROM_LAST)  # the first batch norm too
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(everything or name.startswith(trained))
-    outputs = [network.get_submodule(stage)[-1] for stage in STAGES]  # type: ignore[index]
-    widths = [[m for m in block.modules() if isinstance(m, nn.Conv2d)] for block in outputs]
-    in_channels = [convolutions[-1].out_channels for convolutions in widths]
-    return BackboneWithFPN(network, {stage: str(i) for i, stage in enumerate(STAGES)}, in_channels, model.channels)
+    stages = {stage: str(i) for i, stage in enumerate(STAGES)}
+    body = IntermediateLayerGetter(network, stages)
+    with torch.no_grad():
+        maps = body.eval()(torch.zeros(1, 3, 64, 64))
+    return BackboneWithFPN(network, stages, [values.shape[1] for values in maps.values()], model.channels)
 
 
 def save_detector(detector: nn.Module, file: Path) -> None:

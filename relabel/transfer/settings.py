@@ -7,11 +7,6 @@ from fastargs.validation import Checker
 
 from ..settings import Choice, Number, group, setting
 
-ARCHITECTURES = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
-    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
-)  # fmt: skip
-
 
 class Epochs(Checker):
     """Epochs, in order: `8,11`, or a list in a YAML file; may be empty."""
@@ -35,7 +30,7 @@ class Model:
         Choice("mask_rcnn", "faster_rcnn"), "mask_rcnn: boxes and masks; faster_rcnn: boxes", "mask_rcnn"
     )
     weights: str = setting(str, "the backbone's checkpoint; published: torchvision's own; random: none")
-    arch: str = setting(Choice("auto", *ARCHITECTURES), "the backbone; auto: as the checkpoint's run says", "auto")
+    arch: str = setting(str, "a ResNet of torchvision, or timm/NAME of one; auto: as the checkpoint's run says", "auto")
     trainable_layers: int = setting(Number(0, 5, whole=True), "stages of the backbone to train, from its last", 3)
     channels: int = setting(Number(4, whole=True), "channels of the feature pyramid and the heads", 256)
     anchor_size: float = setting(Number(1), "side of the smallest anchors in pixels; each level doubles it", 32)
