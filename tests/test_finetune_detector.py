@@ -116,9 +116,16 @@ def test_a_run_goes_on_with_its_own_annotations_backbone_and_detector_only(world
         assert refused.returncode == 1 and says in refused.stderr
 
 
+def test_the_folder_of_another_command_s_run_is_refused(world, tmp_path):
+    state = {"model": {}, "epoch": 0, "step": 0, "settings": {"model.arch": "resnet18"}}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    result = run(*arguments(world, tmp_path, "--resume=auto"))
+    assert result.returncode == 1 and "is a run with model.detector=None; now it is mask_rcnn" in result.stderr
+
+
 def test_two_processes_see_each_image_once_and_agree(world, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = arguments(world, tmp_path / "run", "--optim.epochs=1", "--validation.every=1")
+    command = arguments(world, tmp_path / "run", "--optim.epochs=1", "--validation.every=1", "--data.num_workers=1")
     result = subprocess.run(
         [sys.executable, *launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300
     )  # fmt: skip

@@ -91,7 +91,7 @@ class RunFolder:
                     f"{file} is at epoch {state['epoch']}, step {state['step']}; optim.start_epoch is {start_epoch}"
                 )
             for name in self.fixed:
-                ours, theirs = self.settings[name], state["settings"][name]
+                ours, theirs = self.settings[name], state["settings"].get(name)
                 if ours != theirs and not (name == "compute.seed" and ours < 0):
                     raise BadInput(f"{self.path} is a run with {name}={theirs}; now it is {ours}: use another folder")
             self._check_classes(file, state.get("classes"))
@@ -111,7 +111,7 @@ class RunFolder:
         at, (before, after) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         raise BadInput(
             f"{file}: was trained on other classes than those of the data now: class {at} was {before!r}, it is "
-            f"{after!r}; use the .beton of that run, or another logging.folder"
+            f"{after!r}; use the data of that run, or another logging.folder"
         )
 
     def check_data(self, saved: dict[str, Any], now: dict[str, Any], steps: int) -> str:
