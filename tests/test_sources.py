@@ -1,7 +1,9 @@
 """Each form in which people have ImageNet gives the samples of the tree: names, labels, maps, pixels."""
 
 import io
+import os
 import pickle
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -19,11 +21,12 @@ from test_write_datasets import stored_maps
 from relabel.data import tensors
 from relabel.data.beton import column, read_header
 from relabel.data.contents import read_contents, read_sample_list
-from relabel.data.packing import pack
+from relabel.data.packing import pack, packed_once
 from relabel.data.settings import Packing
 from relabel.errors import BadSample
+from relabel.progress import Progress, in_words
 from relabel.sources.base import ClassChoice
-from relabel.sources.opening import open_source
+from relabel.sources.opening import open_source, split_of
 from relabel.sources.tree import SPLITS
 
 CLASSES = sorted(make.IDS)
@@ -301,3 +304,57 @@ def test_any_tree_is_the_same_from_an_archive_shards_and_parquet(tree):
         if len(flat) == len(expected):
             make.parquet(root, root.with_name("parquet"), count=1, names=sorted(tree))
             assert contents(open_source(root.with_name("parquet"))) == expected
+
+
+# --- packed when training starts ----------------------------------------------------------------------------------
+
+DOWNLOADS = {
+    "folders": lambda root, train, val: [shutil.copytree(tree, root / tree.name) for tree in (train, val)],
+    "archives": lambda root, train, val: [
+        make.train_tar(train, root / "ILSVRC2012_img_train.tar"), make.val_tar(val, root / "ILSVRC2012_img_val.tar"),
+        make.devkit(val, root / f"{make.DEVKIT}.tar.gz"),
+    ],
+    "Kaggle": lambda root, train, val: make.kaggle(val, train, root),
+    "Hugging Face": lambda root, train, val: [
+        make.parquet(train, root), make.parquet(val, root, split="validation")
+    ],
+    "WebDataset": lambda root, train, val: [
+        make.shards(train, root), make.shards(val, root, prefix="imagenet1k-validation")
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DOWNLOADS)
+def test_a_training_packs_downloads_once_and_again_when_they_change(official, from_trees, tmp_path, kind, capsys):
+    root = tmp_path / "data"
+    root.mkdir()
+    DOWNLOADS[kind](root, official / "train", official / "val")
+    for split in ("train", "val"):
+        path = packed_once(split, "", str(root))
+        assert {n: row[:2] for n, row in stored(path).items()} == {n: row[:2] for n, row in from_trees[split].items()}
+    assert capsys.readouterr().out.count("there is none yet") == 2
+    packed_once("train", "", str(root))
+    assert "packing" not in capsys.readouterr().out
+    changed = next(iter(open_source(split_of(str(root), "train")).files()))[1]
+    os.utime(changed, ns=(0, 0))
+    packed_once("train", "", str(root))
+    assert "have been" in capsys.readouterr().out.partition("\n")[0]
+    os.utime(changed)
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_a_log_gets_a_line_every_few_seconds_with_the_time_that_is_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("relabel.progress.time.monotonic", lambda: now[0])
+    with Progress("train", 1_281_167, "images") as progress, Progress("x", 10, "images", hidden=True) as hidden:
+        for _ in range(300):
+            now[0] += 1
+            progress.update(300)
+            hidden.update(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 1,500 of 1,281,167 images (0 %), 300/s, 1 h 11 min left"
+    assert 15 < len(lines) < 40 and all(line.startswith("train: ") for line in lines)
+    assert Progress("index", None, "members").line(2.0) == "index: 0 members, 0/s"
+    assert [in_words(s) for s in (20, 100, 4000)] == ["20 s", "2 min", "1 h 7 min"]

@@ -167,14 +167,15 @@ def _check_end(file: int, at: int, end: int, where: str) -> None:
 
 
 def _check_sum(header: bytes, at: int, where: str) -> None:
-    said = header[148:156].strip(b" \0")
     unsigned = sum(header) - sum(header[148:156]) + 8 * 32
-    signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
     try:
-        if int(said, 8) in (unsigned, signed):
-            return
+        said = int(header[148:156].strip(b" \0"), 8)
     except ValueError:
-        pass
+        said = -1
+    if said == unsigned:
+        return
+    if said == unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):  # of signed bytes, as of old
+        return
     raise BadSample(where, "is no tar archive" if at == 0 else f"is damaged at byte {at:,}, in a header; get it again")
 
 
