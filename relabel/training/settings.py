@@ -43,7 +43,7 @@ class Data:
     train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
     val_dataset: str = setting(str, "the validation .beton; the same", "")
     data_path: str = setting(
-        str, "the folder with train/ and val/, or with ImageNet as it was downloaded, to pack from", ""
+        str, "the folder of train/ and val/, or of ImageNet as it was downloaded, to pack from", ""
     )
     num_workers: int = setting(Number(0, whole=True), "decoding threads per machine; 0: most cores, 1 on CPU", 0)
     in_memory: bool = setting(Flag(), "the file fits in memory: any order; else near-sequential reading", True)
