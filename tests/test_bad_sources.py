@@ -184,6 +184,16 @@ def test_a_folder_s_name_in_an_archive_is_not_guessed_to_be_a_class(tmp_path):
     assert open_source(tmp_path / "pets.tar", ClassChoice(given=("pets",))).samples[1].name == "pets/dog/1.jpg"
 
 
+def test_images_beside_class_folders_are_not_dropped_and_other_files_do_not_hide_a_folder(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("README.txt", "a/n01440764/1.jpg", "a/n01443537/2.jpg", "a/._x.jpg"):
+            make.add(archive, name, name.encode())
+    assert [sample.name for sample in open_source(tmp_path / "a.tar").samples] == ["n01440764/1.jpg", "n01443537/2.jpg"]
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        make.add(archive, "3.jpg", b"")
+    refused(tmp_path / "a.tar", r"holds images in class folders and beside them \(3\.jpg\)")
+
+
 def test_flat_archives_are_class_tars_only_where_their_names_are_classes(trees, tmp_path):
     for folder in sorted(trees[0].iterdir()):
         with tarfile.open(tmp_path / f"{folder.name}.tar", "w") as archive:
@@ -375,6 +385,13 @@ SHARDS = {
 def test_a_shard_that_contradicts_itself_is_refused(tmp_path, kind):
     more, message = SHARDS[kind]
     refused(shard(tmp_path / "t.tar", *GOOD, *more), message)
+
+
+def test_wordnet_ids_are_in_their_own_order_whatever_numbers_shards_give_them(tmp_path):
+    path = shard(tmp_path / "t.tar", ("n01440764_1.jpg", "x"), ("n01440764_1.cls", "7"), ("n01443537_1.jpg", "x"),
+                 ("n01443537_1.cls", "2"))  # fmt: skip
+    source = open_source(path)
+    assert source.classes == ("n01440764", "n01443537") and [sample.label for sample in source.samples] == [0, 1]
 
 
 def test_the_class_numbers_of_shards_must_be_those_of_the_list_that_is_given(tmp_path):

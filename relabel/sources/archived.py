@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadSample
-from .base import IMAGE_SUFFIXES, ClassChoice, ImageSource, Sample, left_out
+from .base import IMAGE_SUFFIXES, ClassChoice, ImageSource, Sample, is_hidden, left_out
 from .tar import TarIndex
 
 OPEN = 64  # files that are kept open: shards may be more than a process may open
@@ -135,12 +135,12 @@ def open_class_folders(root: Path, indices: Sequence[TarIndex], choice: ClassCho
             else {
                 _class_of(name.removeprefix(below))
                 for name in index.folders
-                if not _is_hidden(name) and name != below[:-1]
+                if not is_hidden(name) and name != below[:-1]
             }
         )
         for member, offset, size in zip(index.names, index.offsets, index.sizes, strict=True):
             folder, slash, rest = (prefix + member.removeprefix(below)).partition("/")
-            if _is_hidden(f"{folder}/{rest}"):
+            if is_hidden(f"{folder}/{rest}"):
                 hidden.append(member.rpartition("/")[2])
             elif member.lower().endswith(IMAGE_SUFFIXES) and slash:
                 name = f"{_class_of(folder)}/{rest}"
@@ -157,10 +157,6 @@ def open_class_folders(root: Path, indices: Sequence[TarIndex], choice: ClassCho
     source.partial = choice.given is not None or len(classes) != len(names)
     source.remarks = left_out(root, hidden, passed_over)
     return source
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _class_of(folder: str) -> str:

@@ -5,6 +5,7 @@ pickled, and opens its files where it is used.
 """
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from ..errors import BadInput, BadSample
 from ..imagenet import IMAGENET_CLASSES, imagenet_classes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,22 @@ class Sample:
 def key_of(name: str) -> str:
     """The key of a sample's, or a label map's, name."""
     return os.path.splitext(name)[0]
+
+
+def is_image(name: str) -> bool:
+    """Whether a path is an image's, by its ending, and neither it nor a folder of it is hidden."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path begins with a dot."""
+    return name.startswith(".") or "/." in name
+
+
+def in_order(of_number: dict[int, str]) -> list[str]:
+    """Classes that have numbers, in the order of these; WordNet ids in their own, as label maps of ImageNet count."""
+    names = [of_number[number] for number in sorted(of_number)]
+    return sorted(names) if all(map(WNID.fullmatch, names)) else names
 
 
 @dataclass(frozen=True)

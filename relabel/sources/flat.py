@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import BadSample
 from .archived import Archived, Entry, archived
-from .base import IMAGE_SUFFIXES, ClassChoice, ImageSource, Sample, left_out
+from .base import ClassChoice, ImageSource, Sample, is_hidden, is_image, left_out
 from .image_labels import ImageLabels
 from .tar import TarIndex
 from .tree import read_file
@@ -32,7 +32,7 @@ class Flat(ImageSource):
 def is_flat(root: Path) -> bool:
     """Whether a folder holds images, and no folders."""
     entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-    return not any(entry.is_dir() for entry in entries) and any(_is_image(entry.name) for entry in entries)
+    return not any(entry.is_dir() for entry in entries) and any(is_image(entry.name) for entry in entries)
 
 
 def open_flat_folder(root: Path, labels: ImageLabels, choice: ClassChoice) -> Flat:
@@ -80,11 +80,7 @@ def _named(root: Path, names: list[str], labels: ImageLabels, choice: ClassChoic
 
 def _images(root: Path, files: list[str]) -> tuple[list[str], list[str]]:
     """Those of some files that are images, and remarks on the others."""
-    hidden = [name for name in files if name.startswith(".")]
-    names = [name for name in files if not name.startswith(".") and _is_image(name)]
-    others = [name for name in files if not name.startswith(".") and not _is_image(name)]
+    hidden = [name for name in files if is_hidden(name)]
+    names = [name for name in files if is_image(name)]
+    others = [name for name in files if not is_hidden(name) and not is_image(name)]
     return names, left_out(root, hidden, Counter(os.path.splitext(n)[1].lower() or "without ending" for n in others))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)

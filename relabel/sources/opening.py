@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..errors import BadSample
 from ..progress import Progress
 from .archived import Archived, open_class_folders
-from .base import ClassChoice, ImageSource
+from .base import WNID, ClassChoice, ImageSource, is_image
 from .flat import is_flat, open_flat_archive, open_flat_folder
 from .image_labels import ImageLabels, find_labels, read_labels
 from .parquet import open_parquet
@@ -19,7 +19,6 @@ from .tree import SPLITS, open_tree
 from .webdataset import is_webdataset, open_webdataset
 
 S = TypeVar("S", bound=ImageSource)
-WNID = re.compile(r"n\d{8}")
 KINDS = (".tar", ".parquet")
 FORMS = (
     "a folder of class folders, a folder or an archive of images with cfg.val_labels, .tar or .parquet files, or a "
@@ -164,8 +163,12 @@ def _open_tars(root: Path, paths: list[Path], choice: ClassChoice, labels: str) 
         indices = index_all(paths, progress.update)
     if is_webdataset(indices):
         return _with_class_folders(open_webdataset(root, indices, choice), labels)
-    tops = {name.partition("/")[0] if "/" in name else "" for index in indices for name in index.names}
-    if len(paths) == 1 and (tops == {""} or (labels and len(tops) == 1)):
+    images = [name for index in indices for name in index.names if is_image(name)]
+    tops = {name.partition("/")[0] if "/" in name else "" for name in images}
+    if "" in tops and len(tops) > 1:
+        odd = next(name for name in images if "/" not in name)
+        raise BadSample(root, f"holds images in class folders and beside them ({odd}); give an archive of either")
+    if len(paths) == 1 and images and (tops == {""} or (labels and len(tops) == 1)):
         return open_flat_archive(indices[0], _labels(root, labels, choice), choice)
     below = ""
     if tops == {""}:
@@ -177,7 +180,7 @@ def _open_tars(root: Path, paths: list[Path], choice: ClassChoice, labels: str) 
     elif len(tops) == 1 and not min(tops).endswith(".tar") and not _is_class(min(tops), choice):
         (top,) = tops
         below = f"{top}/"
-        inner = {name.split("/")[1] for index in indices for name in index.names if name.count("/") > 1}
+        inner = {name.split("/")[1] for name in images if name.count("/") > 1}
         if not inner or not all(_is_class(name, choice) for name in inner):
             raise BadSample(
                 root, f"holds all images in the folder {top}; is it a class? Then name it in cfg.class_list; "

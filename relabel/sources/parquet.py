@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, BadSample
-from .base import ClassChoice, ImageSource, Sample
+from .base import ClassChoice, ImageSource, Sample, in_order
 
 WITH_CLASS = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # imagenet-1k's
 CACHED = 256 << 20  # bytes of images, uncompressed, that a process keeps: row groups are read whole
@@ -139,14 +139,14 @@ def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parq
 
 
 def _check(of_each: Sequence[str], labels: np.ndarray, at: Any) -> list[str]:
-    """The classes in the order of their labels: each has one, and each label one class."""
+    """The class list: each class has one label, and each label one class."""
     of_label: dict[int, str] = {}
     of_name: dict[str, int] = {}
     for i, (name, label) in enumerate(zip(of_each, labels.tolist(), strict=True)):
         if of_label.setdefault(label, name) != name or of_name.setdefault(name, label) != label:
             other = f"label {label} is {of_label[label]}" if of_label[label] != name else f"{name} is {of_name[name]}"
             raise BadSample(at(i), f"has label {label} and the class {name}; elsewhere {other}")
-    return [of_label[label] for label in sorted(of_label)]
+    return in_order(of_label)
 
 
 def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, list[tuple[int, int]]]:

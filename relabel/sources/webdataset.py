@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import BadInput, BadSample
 from ..imagenet import IMAGENET_CLASSES, imagenet_classes
 from .archived import Archived, Entry, archived
-from .base import IMAGE_SUFFIXES, ClassChoice
+from .base import IMAGE_SUFFIXES, ClassChoice, in_order
 from .tar import AT_ONCE, TarIndex
 
 OFFICIAL = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})\.JPEG")
@@ -62,7 +62,7 @@ def open_webdataset(root: Path, indices: Sequence[TarIndex], choice: ClassChoice
         name = listed[label] if label < len(listed) else "not in it"
         if of_label.setdefault(label, name) != name or label >= len(listed):
             raise BadInput(f"{root}: its class {label} is {of_label[label]}, by the class list {name}; give their list")
-    found = [of_label[label] for label in sorted(labels)]
+    found = in_order({label: of_label[label] for label in labels})
     classes = listed or choice.of(found, root)
     entries = [
         Entry(f"{of_label[part.label]}/{part.name}", index.names[part.row], number, index.offsets[part.row],
