@@ -4,7 +4,8 @@
     apt-get download libjpeg62-turbo-dev:arm64 && dpkg-deb -x libjpeg62-turbo-dev_*_arm64.deb jpeg-arm64
     python tests/arm64.py --jpeg jpeg-arm64 --count 2000
 
-JPEGs of all kinds, as of fuzz_jpeg.py, intact and damaged. Exit code 1 where a code or a pixel differs.
+JPEGs of all kinds, as of fuzz_jpeg.py, intact and damaged; random crops and center crops. Exit code 1 where a code or a
+pixel differs.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from ffcv_fields import _crop_decode
+from ffcv_fields.image import _resize_and_center
 from fuzz_jpeg import SOURCES, STATISTICS, damaged, jpeg
 
 # Reads requests until the input ends: 12 int64 and the JPEG; writes the code and the output of each.
@@ -28,14 +30,15 @@ int64_t crop_decode(int64_t request), crop_decode_scratch_bytes(int64_t side, in
 void *PyModule_Create2(void *module, int version) { return NULL; }
 int main(void) {
   float statistics[6];
-  int64_t r[12];
+  int64_t r[16];
   fread(statistics, sizeof statistics, 1, stdin);
   while (fread(r, sizeof r, 1, stdin) == 1) {
     size_t bytes = r[9] * r[9] * 3 * (r[11] ? 4 : 1);
     void *source = malloc(r[1]), *out = calloc(bytes, 1);
     void *scratch = malloc(crop_decode_scratch_bytes(r[3] > r[4] ? r[3] : r[4], r[9]));
     if (r[1] && fread(source, r[1], 1, stdin) != 1) return 1;
-    int64_t request[18] = {(int64_t)source, r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], 0, 0, 0, 0,
+    int64_t request[18] = {(int64_t)source, r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10],
+                           r[12], r[13], r[14], r[15],
                            r[11] ? (int64_t)statistics : 0, (int64_t)out, (int64_t)scratch};
     int64_t code = crop_decode((int64_t)request);
     fwrite(&code, sizeof code, 1, stdout);
@@ -57,7 +60,7 @@ def build(program: Path, libjpeg: Path) -> None:
 
 
 def requests(rng: np.random.Generator, count: int) -> list[tuple[list[int], np.ndarray]]:
-    """`(the 12 numbers, the JPEG)` of each: crops of intact and, one in four, damaged JPEGs."""
+    """`(the 16 numbers, the JPEG)` of each: crops of intact and, one in four, damaged JPEGs."""
     made = []
     for _ in range(count):
         height, width = (int(side) for side in rng.integers(1, 140, 2))
@@ -65,8 +68,11 @@ def requests(rng: np.random.Generator, count: int) -> list[tuple[list[int], np.n
         source = damaged(rng, source) if rng.random() < 0.25 else source
         y, x = int(rng.integers(height)), int(rng.integers(width))
         h, w = int(rng.integers(1, height - y + 1)), int(rng.integers(1, width - x + 1))
-        flip, floats = (int(bit) for bit in rng.integers(2, size=2))
-        made.append(([0, source.size, 0, height, width, y, x, h, w, size, flip, floats], source))
+        flip, floats, center = (int(bit) for bit in rng.integers(2, size=3))
+        box, resized = (y, x, h, w), (0, 0, 0, 0)
+        if center:
+            box, resized = (0, 0, height, width), _resize_and_center(height, width, size, int(rng.integers(size, 80)))
+        made.append(([0, source.size, 0, height, width, *box, size, flip, floats, *resized], source))
     return made
 
 
@@ -78,7 +84,7 @@ def decode_here(numbers: list[int], source: np.ndarray) -> tuple[int, np.ndarray
     out = np.zeros((size, size, 3), np.float32 if floats else np.uint8)
     scratch = np.empty(c.crop_decode_scratch_bytes(max(height, width), size), np.uint8)
     memory = [floats and STATISTICS.ctypes.data, out.ctypes.data, scratch.ctypes.data]
-    request = np.array([source.ctypes.data, *numbers[1:11], *(0, 0, 0, 0), *memory], np.int64)
+    request = np.array([source.ctypes.data, *numbers[1:11], *numbers[12:], *memory], np.int64)
     return c.crop_decode(request.ctypes.data), out
 
 
