@@ -27,6 +27,7 @@ from relabel.errors import BadSample
 from relabel.progress import Progress, in_words
 from relabel.sources.base import ClassChoice
 from relabel.sources.opening import open_source, split_of
+from relabel.sources.parquet import _groups
 from relabel.sources.tree import SPLITS
 
 CLASSES = sorted(make.IDS)
@@ -340,6 +341,17 @@ def test_a_training_packs_downloads_once_and_again_when_they_change(official, fr
     packed_once("train", "", str(root))
     assert "have been" in capsys.readouterr().out.partition("\n")[0]
     os.utime(changed)
+
+
+def test_row_groups_are_read_whole_and_those_of_one_class_together_with_others():
+    rows = np.arange(40_000)
+    places = np.stack([rows // 20_000, rows % 20_000 // 100, rows % 100], 1)  # two files of 200 row groups
+    mixed, sorted_ = np.random.default_rng(0).integers(0, 1000, len(rows)), rows // 40
+    assert np.array_equal(_groups(places, mixed, 1 << 20), rows // 100)
+    groups = _groups(places, sorted_, 1 << 20)
+    assert len(np.unique(groups)) == 50 and all(len(np.unique(groups[i : i + 100])) == 1 for i in range(0, 40_000, 100))
+    assert np.array_equal(np.bincount(groups), np.full(50, 800))
+    assert len(np.unique(_groups(places, sorted_, 200 << 20))) == 400  # not more than is kept in memory
 
 
 # --- progress -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from .base import ClassChoice, ImageSource, Sample, in_order
 WITH_CLASS = re.compile(r"(.+)_(n\d{8})(\.\w+)")  # imagenet-1k's
 CACHED = 256 << 20  # bytes of images, uncompressed, that a process keeps: row groups are read whole
 OPEN = 64  # files
+TOGETHER = 8  # row groups that are read together where each holds few classes
 
 
 class _RowGroups:
@@ -95,15 +96,15 @@ def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parq
         BadInput: pyarrow is missing, or the classes have no names.
     """
     listed = [_list(path) for path in paths]
-    names: list[str] = [name for _, part, _, _ in listed for name in part]
-    labels = np.concatenate([part for _, _, part, _ in listed])
+    names: list[str] = [name for _, part, _, _, _ in listed for name in part]
+    labels = np.concatenate([part for _, _, part, _, _ in listed])
     places = np.array([(file, *row) for file, part in enumerate(listed) for row in part[3]], np.int64).reshape(-1, 3)
     if not names:
         raise BadSample(root, "holds no rows")
     where = [f"{paths[file]}: row group {group}, row {row}" for file, group, row in places[:1].tolist()]
     matched = [WITH_CLASS.fullmatch(name) for name in names]
-    of_label = next((classes for classes, _, _, _ in listed if classes), None)
-    if any(classes != of_label for classes, _, _, _ in listed):
+    of_label = next((classes for classes, *_ in listed if classes), None)
+    if any(classes != of_label for classes, *_ in listed):
         raise BadSample(root, "holds files of different class lists: give those of one data set")
     at = lambda i: "{}: row group {}, row {}".format(paths[places[i, 0]], *places[i, 1:])  # noqa: E731
     if all(matched):
@@ -127,7 +128,7 @@ def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parq
     classes = choice.of(found, root)
     index = {name: i for i, name in enumerate(classes)}
     samples = [Sample(name, index[name.partition("/")[0]], i) for i, name in enumerate(names)]
-    groups = np.unique(places[:, :2], axis=0, return_inverse=True)[1].reshape(-1)
+    groups = _groups(places, labels, max(size for _, _, _, _, size in listed))
     what = f"{len(paths):,} parquet files"
     partial = choice.given is not None or len(classes) != len(found)
     source = Parquet(root, what, classes, samples, partial, groups=groups, row_groups=_RowGroups(paths), rows=places)
@@ -136,6 +137,24 @@ def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parq
         if seen.setdefault(sample.name, sample.index) != sample.index:
             raise BadSample(source.place(sample.index), f"has the name of {source.place(seen[sample.name])}")
     return source
+
+
+def _groups(places: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
+    """Which rows are to be read together: a row group's, or where they are sorted by class, those of several.
+
+    Args:
+        places: `[N, 3]`: file, row group, row.
+        labels: `[N]`.
+        size: bytes of the largest row group.
+    """
+    _, group = np.unique(places[:, :2], axis=0, return_inverse=True)
+    group, classes = group.reshape(-1), int(labels.max()) + 1
+    count = int(group.max()) + 1
+    held = len(np.unique(group * classes + labels)) / count  # classes in a row group, on average
+    if 2 * held >= min(len(labels) / count, len(np.unique(labels))):
+        return group
+    together = max(1, min(TOGETHER, CACHED // max(1, size)))
+    return (np.random.default_rng(0).permutation(count) // together)[group]
 
 
 def _check(of_each: Sequence[str], labels: np.ndarray, at: Any) -> list[str]:
@@ -149,8 +168,9 @@ def _check(of_each: Sequence[str], labels: np.ndarray, at: Any) -> list[str]:
     return in_order(of_label)
 
 
-def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, list[tuple[int, int]]]:
-    """Of a file: the classes that its schema names, each row's name and label, and its row group and row in that."""
+def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, list[tuple[int, int]], int]:
+    """Of a file: the classes that its schema names, each row's name, label, and row group and row in that; and the
+    bytes of its largest row group."""
     file = _open(path)
     from pyarrow import ArrowException, types
 
@@ -181,7 +201,8 @@ def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, li
             labels.append(np.array(found, np.int64))
     except (ArrowException, OSError) as error:
         raise BadSample(path, f"cannot be read ({_line(error)}); get it again") from None
-    return _classes_of(path, schema.metadata or {}), names, np.concatenate(labels), rows
+    size = max((file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)), default=0)
+    return _classes_of(path, schema.metadata or {}), names, np.concatenate(labels), rows, size
 
 
 def _classes_of(path: Path, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
