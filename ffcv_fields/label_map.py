@@ -57,7 +57,7 @@ class LabelMapField(Field):
         score_dtype: "float16" (4.5 KB for 5 x 15 x 15) or "float32" (9 KB).
         imported_axis_order: how the files that the maps came from were read, "yx" or "xy": for the record.
             The stored maps are always rows = y.
-        scores: "logits", pooled and then put through a softmax, or "probabilities", pooled alone (TokenLabeling's).
+        scores: "logits", pooled and then put through a softmax, or "probabilities", pooled alone.
 
     Raises:
         ValueError: a parameter out of range, named with its value.

@@ -50,7 +50,7 @@ def label_pooling(
         num_classes: C, at most 32,767.
         labels: int64 `[B]`: the single label, target of a sample that has no label map.
         temperature: the target is `softmax(z / temperature)`.
-        softmax: False where the scores are probabilities already (TokenLabeling's maps): the target is `z` itself,
+        softmax: False where the scores are probabilities already: the target is `z` itself,
             whose sum may be less than 1.
         output_size: side of the grid of targets: 1, or e.g. 14 for the tokens of TokenLabeling's networks; RoIAlign
             then pools each of the crop's `output_size` x `output_size` parts.
