@@ -1,6 +1,7 @@
 """What is wrong with an archive, a list or a table is one line that names file, member and fix; nothing is written."""
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -385,6 +386,29 @@ SHARDS = {
 def test_a_shard_that_contradicts_itself_is_refused(tmp_path, kind):
     more, message = SHARDS[kind]
     refused(shard(tmp_path / "t.tar", *GOOD, *more), message)
+
+
+def test_shards_that_are_missing_or_too_short_are_named(trees, tmp_path):
+    pattern = make.shards(trees[0], tmp_path).with_name("imagenet1k-train-*.tar")
+    lengths = [8, 8, 8]
+    names = [f"imagenet1k-train-{i:04d}.tar" for i in range(4)]
+    about = {
+        "splits": {"train": {"name": "train", "num_samples": 24, "filenames": names[:3], "shard_lengths": lengths}}
+    }
+    (tmp_path / "_info.json").write_text(json.dumps(about))
+    assert len(open_source(pattern).samples) == 24
+    lengths[1] = 9
+    (tmp_path / "_info.json").write_text(json.dumps(about))
+    refused(pattern, r"0001\.tar: holds 8 samples, _info\.json says 9; get the shard again")
+    about["splits"]["train"] |= {"filenames": names, "shard_lengths": [8, 8, 8, 8]}
+    (tmp_path / "_info.json").write_text(json.dumps(about))
+    refused(pattern, r"lacks 1 shards of _info\.json, imagenet1k-train-0003\.tar first; get them all")
+    assert len(open_source(tmp_path / "imagenet1k-train-{0000..0001}.tar").samples) == 16  # as was said
+    (tmp_path / "_info.json").write_text("{}")
+    refused(pattern, r"_info\.json: does not list shards as timm's does")
+    (tmp_path / "_info.json").unlink()
+    (tmp_path / names[1]).unlink()
+    refused(tmp_path, "lacks 1 shards of imagenet1k-train-, number 1 first; get them all")
 
 
 def test_wordnet_ids_are_in_their_own_order_whatever_numbers_shards_give_them(tmp_path):

@@ -21,9 +21,14 @@ from test_write_datasets import stored_maps
 from relabel.data import tensors
 from relabel.data.beton import column, read_header
 from relabel.data.contents import read_contents, read_sample_list
+from relabel.data.folder_loader import evaluation_loader
 from relabel.data.packing import pack, packed_once
+from relabel.data.reading import Reading
 from relabel.data.settings import Packing
 from relabel.errors import BadSample
+from relabel.imagenet import imagenet_classes
+from relabel.label_maps.inspection import Samples
+from relabel.processes import Processes
 from relabel.progress import Progress, in_words
 from relabel.sources.base import ClassChoice
 from relabel.sources.opening import open_source, split_of
@@ -57,6 +62,8 @@ def official(tmp_path_factory):
     make.devkit(val, root / "img_val" / f"{make.DEVKIT}.tar.gz")
     make.kaggle(val, train, root / "kaggle")
     make.flat_folder(val, root / "flat")
+    make.flat_folder(val, root / "flat_with_devkit")
+    shutil.copy(root / "img_val" / f"{make.DEVKIT}.tar.gz", root / "flat_with_devkit")
     make.shards(train, root / "shards")
     make.shards(train, root / "keys", with_json=False)
     make.parquet(train, root / "huggingface")
@@ -305,6 +312,28 @@ def test_any_tree_is_the_same_from_an_archive_shards_and_parquet(tree):
         if len(flat) == len(expected):
             make.parquet(root, root.with_name("parquet"), count=1, names=sorted(tree))
             assert contents(open_source(root.with_name("parquet"))) == expected
+
+
+# --- read without packing -----------------------------------------------------------------------------------------
+
+
+def test_an_archive_is_evaluated_and_inspected_as_the_tree_is(official):
+    reading = Reading(1000, Processes(0, 1, 0, 1, torch.device("cpu")), 1, classes=imagenet_classes())
+    found = []
+    for path in (official / "val", official / "img_val" / "ILSVRC2012_img_val.tar", official / "flat_with_devkit"):
+        loader, names = evaluation_loader(str(path), reading, 8, 32, 0.875)
+        batches = list(loader.epoch(0))
+        found.append((names, torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])))
+    for names, images, labels in found[1:]:
+        assert names == found[0][0] and torch.equal(images, found[0][1]) and torch.equal(labels, found[0][2])
+    assert found[0][2].tolist() == sorted(found[0][2].tolist()) and found[0][2].max() == 4
+    tree, tar = (
+        list(Samples(str(official / images), str(official / maps), "yx", 5))
+        for images, maps in (("train", "maps"), ("ILSVRC2012_img_train.tar", "relabel_imagenet.tar"))
+    )
+    for a, b in zip(tree, tar, strict=True):
+        assert np.array_equal(np.asarray(a.image), np.asarray(b.image)) and np.array_equal(a.scores, b.scores)
+        assert a.label == b.label and np.array_equal(a.classes, b.classes)
 
 
 # --- packed when training starts ----------------------------------------------------------------------------------

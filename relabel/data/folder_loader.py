@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from ..errors import BadSample
 from ..sources.base import ImageSource
-from ..sources.opening import open_source
+from ..sources.opening import KINDS, open_source
 from .beton import read_header
 from .classes import align
 from .contents import read_sample_list
@@ -95,13 +95,13 @@ def evaluation_loader(
     """A loader of the center crops of `path` in order, and the samples' names (empty: not known).
 
     Args:
-        path: a `.beton`, or a folder of class folders.
+        path: a `.beton`, or images as `open_source` reads them: a folder, or a file or pattern of archives.
         reading, batch_size, image_size, crop_ratio: as for `validation_loader`.
 
     Raises:
         BadInput: as `validation_loader` and `FolderLoader` do.
     """
-    if Path(path).is_dir():
+    if Path(path).is_dir() or Path(path).suffix in KINDS:
         folder = FolderLoader(path, reading, batch_size, image_size, crop_ratio)
         return folder, folder.identity.names
     known = read_sample_list(read_header(path)) is not None

@@ -16,7 +16,7 @@ from .image_labels import ImageLabels, find_labels, read_labels
 from .parquet import open_parquet
 from .tar import index_all
 from .tree import SPLITS, open_tree
-from .webdataset import is_webdataset, open_webdataset
+from .webdataset import is_webdataset, open_webdataset, refuse_gaps
 
 S = TypeVar("S", bound=ImageSource)
 KINDS = (".tar", ".parquet")
@@ -162,6 +162,8 @@ def _open_tars(root: Path, paths: list[Path], choice: ClassChoice, labels: str) 
     with Progress(f"index of {root.name}", None, "members") as progress:
         indices = index_all(paths, progress.update)
     if is_webdataset(indices):
+        if root.is_dir() or "*" in str(root):  # else the shards were named one by one
+            refuse_gaps(root, paths)
         return _with_class_folders(open_webdataset(root, indices, choice), labels)
     images = [name for index in indices for name in index.names if is_image(name)]
     tops = {name.partition("/")[0] if "/" in name else "" for name in images}

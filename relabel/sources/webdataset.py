@@ -20,6 +20,7 @@ from .base import IMAGE_SUFFIXES, ClassChoice, in_order
 from .tar import AT_ONCE, TarIndex
 
 OFFICIAL = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})\.JPEG")
+INFO = "_info.json"  # timm's, beside the shards
 GREATEST = 1 << 20  # bytes of a .cls or a .json
 
 
@@ -49,6 +50,11 @@ def open_webdataset(root: Path, indices: Sequence[TarIndex], choice: ClassChoice
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         shards = list(pool.map(_parts, indices))
+    said = {name: count for split in _info(indices[0].path.parent).values() for name, count in split.items()}
+    for index, parts in zip(indices, shards, strict=True):
+        count = said.get(index.path.name, len(parts))
+        if count != len(parts):
+            raise BadSample(index.path, f"holds {len(parts):,} samples, {INFO} says {count:,}; get the shard again")
     of_label = _class_names(indices, shards)
     labels = {part.label for parts in shards for part in parts}
     unnamed = sorted(labels - of_label.keys())
@@ -73,6 +79,41 @@ def open_webdataset(root: Path, indices: Sequence[TarIndex], choice: ClassChoice
     source = archived(root, what, [index.path for index in indices], entries, classes)
     source.partial = bool(listed) or len(classes) != len(found)
     return source
+
+
+def refuse_gaps(root: Path, paths: Sequence[Path]) -> None:
+    """Shards are numbered without gaps, and where timm's `_info.json` lists them all of a split are there.
+
+    Raises:
+        BadSample: one is missing; it is named.
+    """
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for path in paths:
+        if match := re.fullmatch(r"(.*?)(\d+)", path.stem):
+            numbers.setdefault((match[1], path.suffix), []).append(int(match[2]))
+    for (name, _), there in numbers.items():
+        missing = sorted(set(range(min(*there, 1), max(there))) - set(there))
+        if missing:
+            raise BadSample(root, f"lacks {len(missing):,} shards of {name}, number {missing[0]} first; get them all")
+    names = {path.name for path in paths}
+    for split in _info(paths[0].parent).values():
+        missing_names = sorted(set(split) - names)
+        if names & split.keys() and missing_names:
+            raise BadSample(
+                root, f"lacks {len(missing_names):,} shards of {INFO}, {missing_names[0]} first; get them all"
+            )
+
+
+def _info(folder: Path) -> dict[str, dict[str, int]]:
+    """Of each split that timm's `_info.json` describes, the shards and how many samples each has; empty without one."""
+    file = folder / INFO
+    if not file.is_file():
+        return {}
+    try:
+        splits = json.loads(file.read_text())["splits"].values()
+        return {s["name"]: dict(zip(s["filenames"], map(int, s["shard_lengths"]), strict=True)) for s in splits}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadSample(file, f"does not list shards as timm's does ({str(error)[:80]}); get it again") from None
 
 
 def _class_names(indices: Sequence[TarIndex], shards: Sequence[list[_Part]]) -> dict[int, str]:
