@@ -1,10 +1,13 @@
-"""Pack a folder of images, and a folder of label maps, into one .beton file.
+"""Pack images and label maps, in the form that they were downloaded in, into one .beton file.
 
   training set, with the label maps of the official archive:
     python write_datasets.py --cfg.data_dir=ILSVRC/train --cfg.label_map_dir=relabel_imagenet \\
         --cfg.write_path=train.beton
   validation set, which has none:
     python write_datasets.py --cfg.data_dir=ILSVRC/val --cfg.write_path=val.beton
+  the same from the archives, as they are; Kaggle, Hugging Face, WebDataset: docs/datasets.md:
+    python write_datasets.py --cfg.data_dir=ILSVRC2012_img_train.tar --cfg.label_map_dir=relabel_imagenet.tar \\
+        --cfg.write_path=train.beton
 
 Exit codes: 0 written; 1 bad data or a failure, and nothing was written; 2 a bad setting.
 """

@@ -354,6 +354,23 @@ def test_classes_of_a_table_without_wordnet_ids_are_those_of_its_schema(tmp_path
     assert all(source.read(s.index).decode().startswith("ab"[s.label]) for s in source.samples)
 
 
+def test_a_class_list_that_is_given_holds_the_schema_s_names_or_replaces_them(tmp_path):
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(name)
+
+    def found(names, *given):
+        source = open_source(make.parquet(tmp_path / "tree", tmp_path, names=names), ClassChoice(given=given or None))
+        return {source.read(s.index).decode()[0]: source.classes[s.label] for s in source.samples}
+
+    assert found(["x", "y"], "y", "more", "x") == {"a": "x", "b": "y"}  # by name, whatever the order
+    assert found(["x/1", "y/2"], "u", "v") == {"a": "u", "b": "v"}  # by number
+    refused(tmp_path, r"hold a slash; give others as cfg\.class_list")
+    make.parquet(tmp_path / "tree", tmp_path, names=["x", "y"])
+    refused(tmp_path, "has a class 'x', none of the 3 of the class list", choice=ClassChoice(given=("u", "v", "w")))
+    refused(tmp_path, "has a class 'x', none of the 2 of the class list", choice=ClassChoice(given=("u", "y")))
+
+
 def shard(path, *members):
     with tarfile.open(path, "w") as archive:
         for name, text in members:

@@ -87,6 +87,24 @@ class Parquet(ImageSource):
         return ((path.name, path) for path in self.row_groups.paths)
 
 
+@dataclass
+class _Rows:
+    """All rows of some files: `names` as `image.path` has them, `labels` int64 `[N]`, `places` as `Parquet.rows`;
+    `classes` are those that the schema names (None: it names none), `size` the bytes of the largest row group."""
+
+    paths: Sequence[Path]
+    names: list[str]
+    labels: np.ndarray
+    places: np.ndarray
+    classes: tuple[str, ...] | None
+    size: int
+
+    def at(self, i: int) -> str:
+        """A row, for messages."""
+        file, group, row = self.places[i].tolist()
+        return f"{self.paths[file]}: row group {group}, row {row}"
+
+
 def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parquet:
     """The rows of some files, in their order.
 
@@ -95,48 +113,68 @@ def open_parquet(root: Path, paths: Sequence[Path], choice: ClassChoice) -> Parq
             its name says.
         BadInput: pyarrow is missing, or the classes have no names.
     """
-    listed = [_list(path) for path in paths]
-    names: list[str] = [name for _, part, _, _, _ in listed for name in part]
-    labels = np.concatenate([part for _, _, part, _, _ in listed])
-    places = np.array([(file, *row) for file, part in enumerate(listed) for row in part[3]], np.int64).reshape(-1, 3)
-    if not names:
-        raise BadSample(root, "holds no rows")
-    where = [f"{paths[file]}: row group {group}, row {row}" for file, group, row in places[:1].tolist()]
-    matched = [WITH_CLASS.fullmatch(name) for name in names]
-    of_label = next((classes for classes, *_ in listed if classes), None)
-    if any(classes != of_label for classes, *_ in listed):
-        raise BadSample(root, "holds files of different class lists: give those of one data set")
-    at = lambda i: "{}: row group {}, row {}".format(paths[places[i, 0]], *places[i, 1:])  # noqa: E731
-    if all(matched):
-        of_each = [match[2] for match in matched if match]
-        found = _check(of_each, labels, at)
-        names = [f"{match[2]}/{match[1]}{match[3]}" for match in matched if match]
-    elif any(matched):
-        odd = next(i for i, match in enumerate(matched) if not match)
-        raise BadSample(at(odd), f"has the name {names[odd]}, without the WordNet id that other rows' names end in")
+    rows = _all(root, paths)
+    matched = [match for match in map(WITH_CLASS.fullmatch, rows.names) if match]
+    if len(matched) == len(rows.names):
+        found = _check([match[2] for match in matched], rows)
+        names = [f"{match[2]}/{match[1]}{match[3]}" for match in matched]
+    elif matched:
+        odd = next(i for i, name in enumerate(rows.names) if not WITH_CLASS.fullmatch(name))
+        raise BadSample(
+            rows.at(odd), f"has the name {rows.names[odd]}, without the WordNet id that other rows' names end in"
+        )
     else:
-        of_label = of_label or choice.given
-        if of_label is None:
-            raise BadInput(
-                f"{where[0]}: its class has a number and no name; give the classes' names, one a line, in the file "
-                "cfg.class_list"
-            )
-        if labels.max() >= len(of_label):
-            raise BadSample(at(int(labels.argmax())), f"has label {labels.max()}, of {len(of_label):,} classes")
-        found = list(of_label)
-        names = [f"{of_label[label]}/{name}" for label, name in zip(labels.tolist(), names, strict=True)]
+        found = list(_names_of(rows, choice))
+        names = [f"{found[label]}/{name}" for label, name in zip(rows.labels.tolist(), rows.names, strict=True)]
     classes = choice.of(found, root)
     index = {name: i for i, name in enumerate(classes)}
     samples = [Sample(name, index[name.partition("/")[0]], i) for i, name in enumerate(names)]
-    groups = _groups(places, labels, max(size for _, _, _, _, size in listed))
-    what = f"{len(paths):,} parquet files"
-    partial = choice.given is not None or len(classes) != len(found)
-    source = Parquet(root, what, classes, samples, partial, groups=groups, row_groups=_RowGroups(paths), rows=places)
+    source = Parquet(
+        root, f"{len(paths):,} parquet files", classes, samples,
+        partial=choice.given is not None or len(classes) != len(found),
+        groups=_groups(rows.places, rows.labels, rows.size), row_groups=_RowGroups(paths), rows=rows.places,
+    )  # fmt: skip
     seen: dict[str, int] = {}
     for sample in samples:
         if seen.setdefault(sample.name, sample.index) != sample.index:
             raise BadSample(source.place(sample.index), f"has the name of {source.place(seen[sample.name])}")
     return source
+
+
+def _all(root: Path, paths: Sequence[Path]) -> _Rows:
+    listed = [_list(path) for path in paths]
+    of_files = [classes for classes, *_ in listed]
+    if any(classes != of_files[0] for classes in of_files):
+        raise BadSample(root, "holds files of different class lists: give those of one data set")
+    names = [name for _, part, _, _, _ in listed for name in part]
+    if not names:
+        raise BadSample(root, "holds no rows")
+    labels = np.concatenate([part for _, _, part, _, _ in listed])
+    places = np.array([(file, *row) for file, (_, _, _, part, _) in enumerate(listed) for row in part], np.int64)
+    return _Rows(paths, names, labels, places, of_files[0], max(size for *_, size in listed))
+
+
+def _names_of(rows: _Rows, choice: ClassChoice) -> tuple[str, ...]:
+    """The classes by their label, of rows whose names do not say them: those of the schema, or of the list given.
+
+    A list that is given holds the schema's names, or has others for the same numbers.
+    """
+    names, given = rows.classes, choice.given
+    if given is not None and (names is None or (len(names) == len(given) and set(names).isdisjoint(given))):
+        names = given
+    if names is None:
+        raise BadInput(
+            f"{rows.at(0)}: its class has a number and no name; give the classes' names, one a line, in the file "
+            "cfg.class_list"
+        )
+    if any(not name or "/" in name for name in names) or len(set(names)) < len(names):
+        raise BadInput(
+            f"{rows.paths[0]}: its classes' names are empty, equal or hold a slash; give others as cfg.class_list"
+        )
+    if rows.labels.max() >= len(names):
+        odd = int(rows.labels.argmax())
+        raise BadSample(rows.at(odd), f"has label {rows.labels[odd]}, of {len(names):,} classes")
+    return names
 
 
 def _groups(places: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
@@ -157,14 +195,14 @@ def _groups(places: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
     return (np.random.default_rng(0).permutation(count) // together)[group]
 
 
-def _check(of_each: Sequence[str], labels: np.ndarray, at: Any) -> list[str]:
+def _check(of_each: Sequence[str], rows: _Rows) -> list[str]:
     """The class list: each class has one label, and each label one class."""
     of_label: dict[int, str] = {}
     of_name: dict[str, int] = {}
-    for i, (name, label) in enumerate(zip(of_each, labels.tolist(), strict=True)):
+    for i, (name, label) in enumerate(zip(of_each, rows.labels.tolist(), strict=True)):
         if of_label.setdefault(label, name) != name or of_name.setdefault(name, label) != label:
             other = f"label {label} is {of_label[label]}" if of_label[label] != name else f"{name} is {of_name[name]}"
-            raise BadSample(at(i), f"has label {label} and the class {name}; elsewhere {other}")
+            raise BadSample(rows.at(i), f"has label {label} and the class {name}; elsewhere {other}")
     return in_order(of_label)
 
 
@@ -176,7 +214,7 @@ def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, li
 
     schema = file.schema_arrow
     image = schema.field("image").type if "image" in schema.names else None
-    if image is None or not types.is_struct(image) or {f.name for f in image} < {"bytes", "path"}:
+    if image is None or not types.is_struct(image) or not {"bytes", "path"} <= {f.name for f in image}:
         raise BadSample(path, f"has the columns {', '.join(schema.names)}; needed are image (bytes, path) and label")
     if "label" not in schema.names or not types.is_integer(schema.field("label").type):
         raise BadSample(path, f"has the columns {', '.join(schema.names)}; needed is label, a whole number")
@@ -202,21 +240,17 @@ def _list(path: Path) -> tuple[tuple[str, ...] | None, list[str], np.ndarray, li
     except (ArrowException, OSError) as error:
         raise BadSample(path, f"cannot be read ({_line(error)}); get it again") from None
     size = max((file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)), default=0)
-    return _classes_of(path, schema.metadata or {}), names, np.concatenate(labels), rows, size
+    return _classes_of(schema.metadata or {}), names, np.concatenate(labels), rows, size
 
 
-def _classes_of(path: Path, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
+def _classes_of(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
     """The class names in Hugging Face's schema; None: there are none."""
     try:
         about = json.loads(metadata.get(b"huggingface", b"{}"))
         names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
     except (ValueError, AttributeError):
-        names = None
-    if not names:
         return None
-    if not all(isinstance(name, str) and name and "/" not in name for name in names) or len(set(names)) < len(names):
-        raise BadSample(path, "has class names that are empty, equal or hold a slash; give others as cfg.class_list")
-    return tuple(names)
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
 def _open(path: Path) -> Any:

@@ -69,7 +69,7 @@ def open_webdataset(root: Path, indices: Sequence[TarIndex], choice: ClassChoice
         if of_label.setdefault(label, name) != name or label >= len(listed):
             raise BadInput(f"{root}: its class {label} is {of_label[label]}, by the class list {name}; give their list")
     found = in_order({label: of_label[label] for label in labels})
-    classes = listed or choice.of(found, root)
+    classes = choice.of(found, root)
     entries = [
         Entry(f"{of_label[part.label]}/{part.name}", index.names[part.row], number, index.offsets[part.row],
               index.sizes[part.row])
