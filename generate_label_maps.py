@@ -33,9 +33,10 @@ import torch
 
 from relabel.checkpoints import saved_classes
 from relabel.commands import run_command
+from relabel.data.apart import pack_apart
 from relabel.data.classes import network_classes
 from relabel.data.label_map_files import manifest_of
-from relabel.data.packing import list_skipped, pack
+from relabel.data.packing import list_skipped
 from relabel.data.settings import Packing
 from relabel.errors import BadInput, BadSample
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
@@ -112,7 +113,7 @@ def main(settings: Settings) -> None:
             store.finish()
             say(f"{root}: {len(names) - len(bad):,} label maps, {manifest_of(root)}")
             if into_beton:
-                left_out = pack(
+                left_out = pack_apart(
                     Packing(
                         data_dir=data.data_dir, label_map_dir=str(root), write_path=str(path), on_error=data.on_error,
                         num_classes=0 if len(source.classes) == model.num_classes else model.num_classes,

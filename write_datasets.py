@@ -12,11 +12,15 @@
 Exit codes: 0 written; 1 bad data or a failure, and nothing was written; 2 a bad setting.
 """
 
+import os
+
+from relabel.cores import ONE_THREAD
 from relabel.data.settings import Writing
 from relabel.settings import load_settings
 
 if __name__ == "__main__":  # the settings are read first: the libraries take seconds to import
     settings = load_settings(Writing, __doc__)
+    os.environ.update(ONE_THREAD)  # the workers are forked: a thread's lock would never be released in them
 
 from functools import partial
 

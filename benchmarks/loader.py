@@ -35,9 +35,9 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTo
 from PIL import Image
 
 from relabel.cores import usable_cores
+from relabel.data.apart import pack_apart
 from relabel.data.label_map_files import write_label_map
 from relabel.data.loader import Loader
-from relabel.data.packing import pack as pack_beton
 from relabel.data.settings import Packing
 from relabel.normalization import IMAGENET_MEAN, IMAGENET_STD
 from relabel.processes import use_all_cores
@@ -96,7 +96,7 @@ FILES: dict[str, dict[str, Any]] = {
 def pack(root: Path, files: Iterable[str] = FILES) -> None:
     """`root/NAME.beton` of each of `files`."""
     for name in files:
-        pack_beton(
+        pack_apart(
             Packing(
                 data_dir=str(root / "images"), label_map_dir=str(root / "label_maps"), axis_order="yx",
                 write_path=str(root / f"{name}.beton"), max_resolution=0, num_workers=CORES,

@@ -24,6 +24,7 @@ from ffcv.pipeline.state import State
 
 from . import _crop_decode
 from .crops import CropSampler, crop_box
+from .jpeg import KeptJpeg
 
 _library = ctypes.CDLL(_crop_decode.__file__)
 _crop_decode_c = _library.crop_decode
@@ -45,6 +46,7 @@ def image_field(restart_interval: int, **settings: Any) -> RGBImageField:
 
     A marker is a position where decoding can begin: `decode="fast"` skips what lies before and beside a crop from
     marker to marker. They are plain JPEGs with the same pixels, for every reader; a marker takes about 4 bytes.
+    Besides images, its `encode` takes a `KeptJpeg` (`keep_jpeg`), which is stored as it is.
 
     Args:
         restart_interval: MCUs (16 x 16 pixels) between markers; 0 for none, as FFCV writes them.
@@ -56,7 +58,10 @@ def image_field(restart_interval: int, **settings: Any) -> RGBImageField:
 
 
 def _encode(field, restart_interval, destination, image, malloc):
-    pixels = resizer(np.array(image), field.max_resolution)
+    if isinstance(image, KeptJpeg):
+        _store(destination, "jpg", image.height, image.width, image.data, malloc)
+        return
+    pixels = resizer(np.asarray(image), field.max_resolution)
     jpg = field.write_mode == "jpg" or (field.write_mode == "proportion" and np.random.rand() < field.proportion)
     if jpg:
         options = [cv2.IMWRITE_JPEG_QUALITY, field.jpeg_quality, cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval]
@@ -66,8 +71,11 @@ def _encode(field, restart_interval, destination, image, malloc):
         stored = stored.reshape(-1)
     else:
         stored = np.ascontiguousarray(pixels).reshape(-1)
-    destination["mode"] = IMAGE_MODES["jpg" if jpg else "raw"]
-    destination["height"], destination["width"] = pixels.shape[:2]
+    _store(destination, "jpg" if jpg else "raw", *pixels.shape[:2], stored, malloc)
+
+
+def _store(destination, mode, height, width, stored, malloc):
+    destination["mode"], destination["height"], destination["width"] = IMAGE_MODES[mode], height, width
     destination["data_ptr"], storage = malloc(stored.nbytes)
     storage[:] = stored
 

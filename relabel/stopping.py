@@ -3,6 +3,9 @@
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 STOPPED = 75  # exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
@@ -35,6 +38,27 @@ def _leave(number: int, frame: object) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print("stopped while starting, nothing to save; the same command starts again", flush=True)
     raise SystemExit(STOPPED)
+
+
+@contextmanager
+def sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM ends the process through the `finally` clauses, so that nothing half-written stays.
+
+    A command that handles it itself does so in its own way.
+    """
+
+    def exit(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    ours = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    if ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignals:

@@ -1,9 +1,10 @@
-"""Damaged JPEGs through crop_decode.c and its steps, built with gcc's address and undefined-behavior sanitizers.
+"""Damaged JPEGs through crop_decode.c and jpeg_keep.c, built with gcc's address and undefined-behavior sanitizers.
 
     python tests/fuzz_jpeg.py --seconds 60
 
 Images of all kinds of JPEG are encoded, damaged, truncated, and decoded from memory of exactly their size. The first
-read or write outside a buffer ends it with the sanitizer's report and exit code 1.
+read or write outside a buffer ends it with the sanitizer's report and exit code 1, and so does a JPEG that is kept with
+other pixels than PIL shows of it.
 """
 
 import argparse
@@ -58,12 +59,35 @@ def damaged(rng: np.random.Generator, intact: np.ndarray) -> np.ndarray:
     return bytes_[: rng.integers(len(bytes_))].copy() if rng.random() < 0.3 else bytes_
 
 
+def pixels_of(data: bytes) -> np.ndarray | None:
+    """By PIL, or None where it cannot."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def keep(c: ctypes.CDLL, rng: np.random.Generator, source: np.ndarray) -> int:
+    """The code of `jpeg_keep`; what it keeps has the pixels of the source."""
+    room = 2 * source.size + 20000 if rng.integers(4) else int(rng.integers(1, 2 * source.size + 9000))
+    out, every = np.empty(room, np.uint8), int(rng.choice([0, 1, 2, 4, 50, 65535]))
+    request = np.array([source.ctypes.data, source.size, every, 0, out.ctypes.data, room, 0, 0, 0], np.int64)
+    code = c.jpeg_keep(request.ctypes.data)
+    if code == 0:
+        shown, kept = pixels_of(source.tobytes()), pixels_of(out[: request[6]].tobytes())
+        assert kept is not None and (shown is None or np.array_equal(shown, kept)), source.tobytes()
+        return 0 if shown is not None else 4
+    return code
+
+
 def main(library: str, seed: int, seconds: float) -> None:
     c = ctypes.CDLL(library)
+    c.jpeg_keep.argtypes, c.jpeg_keep.restype = [ctypes.c_int64], ctypes.c_int64
     c.crop_decode.argtypes, c.crop_decode.restype = [ctypes.c_int64], ctypes.c_int64
     c.crop_decode_scratch_bytes.argtypes = 2 * [ctypes.c_int64]
     c.crop_decode_scratch_bytes.restype = ctypes.c_int64
     rng, end, codes = np.random.default_rng(seed), time.monotonic() + seconds, collections.Counter()
+    kept: collections.Counter[int] = collections.Counter()
     while time.monotonic() < end:
         height, width = (int(side) for side in rng.integers(1, 140, 2))
         intact = jpeg(rng, height, width)
@@ -83,7 +107,11 @@ def main(library: str, seed: int, seconds: float) -> None:
             flip = int(rng.integers(2))
             request = np.array([*data, height, width, *box, size, flip, *resized, normalize, *memory], np.int64)
             codes[c.crop_decode(request.ctypes.data)] += 1
+            kept[keep(c, rng, source)] += 1
     print(f"{codes.total():,} JPEGs: {codes[0]:,} decoded, {codes[1]:,} damaged, {codes[2]:,} of another size")
+    print(
+        f"{kept[0]:,} kept with their pixels, {kept[1]:,} damaged, {kept[2]:,} of another kind, {kept[4]:,} not for PIL"
+    )
 
 
 if __name__ == "__main__":

@@ -647,14 +647,13 @@ def test_a_copy_that_was_damaged_on_its_way_is_found_and_its_samples_named(tmp_p
 SLOW_PACK = """
 import sys
 sys.path.insert(0, {root!r})
-import relabel.data.images as images
 import relabel.data.packing as packing
-read = images.read_image
+read = packing.to_be_stored
 def slow(*arguments):
     print("reading", flush=True)
     sys.stdin.readline()
     return read(*arguments)
-packing.read_image = slow
+packing.to_be_stored = slow
 packing.pack(packing.Packing(data_dir={images!r}, write_path={path!r}, num_workers=1, overwrite="yes"))
 """
 

@@ -2,11 +2,8 @@
 
 import hashlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,12 @@ from ..errors import BadInput, BadSample
 from ..processes import started_by_torchrun
 from ..sources.base import ClassChoice, ImageSource, Sample, by_key
 from ..sources.opening import open_source, split_of
+from ..stopping import sigterm_unwinds
 from .agreement import Agreement
+from .apart import pack_apart
 from .classes import read_class_list
 from .contents import Contents
-from .images import read_image
+from .images import Stored, to_be_stored
 from .label_map_files import Source
 from .label_map_set import LabelMapSet, open_label_maps
 from .provenance import differences, provenance_of
@@ -34,6 +33,8 @@ ALWAYS_SKIPPED = 10  # bad samples, or half of a small set, may be left out what
 
 def pack(settings: Packing) -> list[BadSample]:
     """Write the `.beton` and, where samples were left out, the list of these with reasons beside it, and return it.
+
+    Its workers are forked from this process, which should have no threads (`cores.ONE_THREAD`); else `pack_apart`.
 
     Raises:
         BadInput: bad data or a path that cannot be used; nothing was written.
@@ -79,11 +80,12 @@ def pack(settings: Packing) -> list[BadSample]:
         settings.on_error == "skip",
     )
     start, places = time.perf_counter(), _Places(source, samples)
-    with _sigterm_unwinds():
+    with sigterm_unwinds():
         packed = write_beton(path, fields, places, reader.load, workers, reader.note, describe)
     left_out = problems + packed.skipped
     list_skipped(Path(settings.write_path + ".skipped.tsv"), left_out)
-    print(_summary(path, packed, fields, len(source.classes), len(samples) / (time.perf_counter() - start)))
+    speed = len(samples) / (time.perf_counter() - start)
+    print(_summary(settings, packed, fields, len(source.classes), speed))
     return left_out
 
 
@@ -125,7 +127,9 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", 
         Path(name).parent.mkdir(parents=True, exist_ok=True)
     reasons = "; ".join(others) if again else "there is none yet"
     print(f"packing {source} into {name}: {reasons}", flush=True)
-    pack(Packing(data_dir=source, label_map_dir=label_map_dir, write_path=name, overwrite="yes" if again else "no"))
+    pack_apart(
+        Packing(data_dir=source, label_map_dir=label_map_dir, write_path=name, overwrite="yes" if again else "no")
+    )
     return name
 
 
@@ -141,10 +145,10 @@ def _place(data_path: str, name: str) -> str:
 
 @dataclass
 class Notes:
-    """What a worker noticed: the largest rounding error of a score and its file, 16-bit images, label agreement."""
+    """What a worker noticed: the largest rounding error of a score and its file, what was stored, label agreement."""
 
     rounding: tuple[float, str] = (0.0, "")
-    sixteen_bit: int = 0
+    stored: Stored = field(default_factory=Stored)
     agreement: Agreement = field(default_factory=Agreement)
 
 
@@ -158,8 +162,7 @@ class _SampleReader:
     def load(self, index: int) -> tuple:
         sample, settings = self._samples[index], self._settings
         data, place = self._source.read(sample.index), self._source.place(sample.index)
-        pixels = read_image(data, place, settings.max_resolution, settings.write_mode)
-        self._notes.sixteen_bit += pixels.info["sixteen_bit"]
+        pixels = to_be_stored(data, place, settings, self._notes.stored)
         if settings.write_mode == "proportion":
             np.random.seed(index)  # FFCV draws from it: the choice must not depend on the worker
         if self._maps is None:
@@ -189,7 +192,7 @@ def _notes_of(packed: Packed) -> Notes:
     notes = Notes()
     for part in packed.notes:
         notes.rounding = max(notes.rounding, part.rounding)
-        notes.sixteen_bit += part.sixteen_bit
+        notes.stored.merge(part.stored)
         notes.agreement.merge(part.agreement)
     return notes
 
@@ -274,16 +277,15 @@ def _fields(settings: Packing, maps: LabelMapSet | None, num_classes: int) -> di
     return fields
 
 
-def _summary(path: Path, packed: Packed, fields: dict[str, Any], num_classes: int, speed: float) -> str:
-    notes, lines = _notes_of(packed), []
+def _summary(settings: Packing, packed: Packed, fields: dict[str, Any], num_classes: int, speed: float) -> str:
+    path, notes, lines = Path(settings.write_path), _notes_of(packed), []
     error, file = notes.rounding
     if error > 0:
         lines.append(
             f"scores were rounded to float16: largest error {error:.3g} ({file}); "
             "--cfg.score_dtype=float32 keeps them bit for bit"
         )
-    if notes.sixteen_bit:
-        lines.append(f"{notes.sixteen_bit:,} images of 16 bits lost their range: they become 8 bits, as in torchvision")
+    lines += notes.stored.lines(settings)
     label_map = fields.get("label_map")
     label_bytes = 8 + (label_map.nbytes + label_map.metadata_type.itemsize + 24 if label_map else 0)
     count = len(packed.kept)
@@ -293,24 +295,3 @@ def _summary(path: Path, packed: Packed, fields: dict[str, Any], num_classes: in
         f"{label_bytes:,} bytes an image for labels; {speed:,.0f} images/s"
     )
     return "\n".join(lines)
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM ends the process through the `finally` clauses, so that nothing half-written stays.
-
-    A command that handles it itself does so in its own way (`relabel.stopping`).
-    """
-
-    def exit(number, frame):
-        raise SystemExit(128 + number)
-
-    ours = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    if ours or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

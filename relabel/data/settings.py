@@ -44,11 +44,16 @@ class Packing:
         "jpg",
     )
     compress_probability: float = setting(Number(0, 1), "share of jpg in write_mode=proportion", 0.5)
+    jpeg: str = setting(
+        Choice("keep", "encode"),
+        "JPEGs that need no resizing, in write_mode=jpg: keep (their pixels bit for bit), or encode again",
+        "keep",
+    )
     max_resolution: int = setting(Number(0, 65535, whole=True), "longest side stored, in pixels; 0: unchanged", 500)
-    jpeg_quality: int = setting(Number(1, 100, whole=True), "quality of stored JPEGs", 90)
+    jpeg_quality: int = setting(Number(1, 100, whole=True), "quality of JPEGs that are encoded", 90)
     restart_interval: int = setting(
         Number(0, 65535, whole=True),
-        "MCUs (16 x 16 pixels) between a JPEG's restart markers, where the decoding of crops begins; 0: none",
+        "times 16 pixels between a JPEG's restart markers, where the decoding of crops begins; 0: none",
         4,
     )
     num_workers: int = setting(Number(1, whole=True), "worker processes", usable_cores())

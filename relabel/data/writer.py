@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ffcv_fields  # noqa: F401 - before FFCV
+import cv2
 import numpy as np
 from ffcv.fields.base import Field
 from ffcv.memory_allocator import MemoryAllocator
@@ -252,6 +253,7 @@ def _why_it_died(process, samples, index):
 def _work(rank: int, parent: int, sender: Connection, writer: DatasetWriter, job: _Job, shared: _Shared) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(1)  # there is a worker for each core
     try:
         total, samples = len(job.samples), job.samples
         allocator = shared.allocator
