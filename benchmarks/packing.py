@@ -156,9 +156,8 @@ def main(count: int, rounds: int, sizes: list[int], only: list[str]) -> None:
         root = Path(folder)
         write_sources(root, count)
         files = sorted((root / "images").rglob("*.JPEG"))
-        print(
-            f"sources: {np.mean([file.stat().st_size for file in files]):,.0f} bytes an image, {COPIES} x {count}; {rounds} rounds"
-        )
+        nbytes = np.mean([file.stat().st_size for file in files])
+        print(f"sources: {nbytes:,.0f} bytes an image, {COPIES} x {count}; {rounds} rounds")
         speeds: dict[str, list[float]] = {peer: [] for peer in only}
         for _ in range(rounds):
             for peer in only:
@@ -174,11 +173,11 @@ def main(count: int, rounds: int, sizes: list[int], only: list[str]) -> None:
             base = speeds["keep" if "tar" in peer else "stock"]
             ratios = [a / b for a, b in zip(speeds[peer], base, strict=True)]
             ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-            nbytes, equal, psnr = judged[peer]
+            size_of_one, equal, psnr = judged[peer]
             loads = "".join(f" {loaders[size][peer]:,.0f} |" if peer in loaders[size] else " |" for size in sizes)
             print(
                 f"| {peer} | {statistics.median(speeds[peer]):,.0f} | {ratio}{' of keep' if 'tar' in peer else ''} | "
-                f"{BARS.get(peer, '')} | {nbytes:,.0f} | {equal:.1%} | {psnr:.1f} |{loads}"
+                f"{BARS.get(peer, '')} | {size_of_one:,.0f} | {equal:.1%} | {psnr:.1f} |{loads}"
             )
         shutil.rmtree(root / "images")
         torch_s, tree, tar = sources.label_maps(root, old=True)

@@ -18,7 +18,7 @@ pinned() { for name; do grep -i "^$name==" requirements.lock || { echo "gpu-kit:
 #    and ours are reached through ctypes, and their (empty) modules need nothing that differs between Python's versions.
 git ls-files -z | xargs -0 cp --parents --target-directory="$kit/project"
 cp -r "$site/ffcv" "$kit/any"
-cp ffcv_fields/_crop_decode.*.so "$kit/project/ffcv_fields"
+cp ffcv_fields/_crop_decode.*.so ffcv_fields/_jpeg_keep.*.so "$kit/project/ffcv_fields"
 find "$kit" -name __pycache__ -prune -exec rm -r {} +
 find "$kit" -name '*.cpython-*.so' | while read -r extension; do mv "$extension" "${extension%.cpython-*}.so"; done
 

@@ -52,5 +52,7 @@ def test_the_sdist_builds_a_wheel_with_all_that_is_loaded_and_no_sources_of_the_
     names = zipfile.ZipFile(wheel).namelist()
     sources = [path for folder in PACKAGES for path in (ROOT / folder).iterdir() if path.suffix not in (".pyc", ".so")]
     wanted = {str(path.relative_to(ROOT)) for path in sources if path.is_file()}
-    assert wanted <= set(names) and any(re.fullmatch(r"ffcv_fields/_crop_decode\..*\.so", name) for name in names)
+    assert wanted <= set(names)
+    for library in ("_crop_decode", "_jpeg_keep"):
+        assert any(re.fullmatch(rf"ffcv_fields/{library}\..*\.so", name) for name in names)
     assert not [name for name in names if name.endswith((".c", ".h"))]
