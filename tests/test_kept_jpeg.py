@@ -81,13 +81,13 @@ FACTORS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(
     st.lists(FACTORS, min_size=3, max_size=3), st.sampled_from([RGB, YCBCR]), st.integers(1, 99), st.integers(0, 5),
-    st.sampled_from([{}, {}, {"progressive": 1}, {"apart": 1}, {"optimize": 1}]), st.integers(1, 90),
-    st.integers(1, 90), st.sampled_from([0, 1, 4]),
+    st.sampled_from([{}, {}, {"progressive": 1}, {"apart": 1}, {"optimize": 1}]),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)), st.sampled_from([0, 1, 4]),
 )  # fmt: skip
-def test_any_sampling_colors_and_scans(writer, factors, space, quality, interval, options, height, width, ours):
+def test_any_sampling_colors_and_scans(writer, factors, space, quality, interval, options, size, ours):
     if sum(h * v for h, v in factors) > 10:  # an MCU has at most 10 blocks
         factors = [(2, 2), (1, 1), (1, 2)]
-    image = np.asarray(photograph(height % 4, 140).resize((width, height)))
+    image = np.asarray(photograph(size[0] % 4, 140).resize(size))
     jpeg = writer(image, space, factors, quality=quality, interval=interval, **options)
     assume(jpeg is not None)
     if keep_jpeg(jpeg, ours)[1] == OTHER_KIND:
