@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -12,7 +14,7 @@ import make_sources as make
 import numpy as np
 import pytest
 import torch
-from conftest import run, write_label_maps
+from conftest import ROOT, run, write_label_maps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -164,6 +166,26 @@ def test_the_command_packs_an_archive_with_an_archive_of_label_maps(official, fr
     assert "an archive of 5 class tars, 24 images of 5 classes" in result.stdout
     provenance = read_contents(read_header(str(tmp_path / "t.beton"))).provenance
     assert provenance["data_dir"] == str(official / "ILSVRC2012_img_train.tar") and provenance["files"] == 24
+
+
+ALONE = """
+import os, sys, time
+from relabel.sources.opening import open_source
+for path in sys.argv[1:]:
+    source = open_source(path)
+    source.read(0)
+    end = time.monotonic() + 5  # a thread that was joined may not have left the system yet
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_a_source_leaves_no_threads_in_a_process_that_is_to_be_forked(official):
+    paths = [str(official / name) for name in ("huggingface", "shards", "ILSVRC2012_img_train.tar", "train")]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", ALONE, *paths], env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == ["1"] * 4, result.stderr
 
 
 # --- label sets ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ classes are those that the schema names, and the file's name is the path's last 
 """
 
 import json
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -254,13 +255,15 @@ def _classes_of(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
 
 
 def _open(path: Path) -> Any:
+    """A file; no thread is started: workers are forked from this process."""
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # of pyarrow's allocator
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise BadInput(f"{path}: parquet files are read by pyarrow; first: pip install pyarrow") from None
     try:
-        return ParquetFile(path)
+        return ParquetFile(path, pre_buffer=False)
     except (ArrowException, OSError) as error:
         raise BadSample(path, f"is no parquet file, or truncated ({_line(error)}); get it again") from None
 
