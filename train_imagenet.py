@@ -175,7 +175,8 @@ def make_validate(settings: Settings, reading: Reading, path: str, precision: Pr
     data, validation, size = settings.data, settings.validation, settings.validation.resolution
     loader = validation_loader(path, reading, validation.batch_size, size or data.image_size, data.crop_ratio)
     file = validation.multilabel_file
-    right = read_multilabels(file, loader.identity, settings.model.num_classes) if file else None
+    classes = settings.model.num_classes
+    right = read_multilabels(file, loader.identity, classes, loader.labels) if file else None
     return partial(evaluate, loader=loader, precision=precision, flip_average=validation.lr_tta, multilabels=right)
 
 

@@ -89,6 +89,31 @@ class Number(Checker):
         return f"{kind}{', ' if bounds else ''}{', '.join(bounds)}"
 
 
+class Files(Checker):
+    """A file, a pattern as `train-*.beton`, or several with commas between; in YAML also as a list."""
+
+    def check(self, value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    def help(self) -> str:
+        return "a file, a pattern, or several with commas between"
+
+
+class Shard(Checker):
+    """`K/N`, the K-th of N parts; empty: all."""
+
+    def check(self, value: str) -> str:
+        if not value:
+            return ""
+        number, count = map(int, str(value).split("/"))
+        if not 1 <= number <= count:
+            raise ValueError(value)
+        return f"{number}/{count}"
+
+    def help(self) -> str:
+        return "K/N, from 1/N to N/N"
+
+
 class Choice(Checker):
     """One of some words, in any case."""
 

@@ -71,11 +71,14 @@ def conversion_rounds(folder: Path, rounds: int, seed: int, form: str = "folders
     images.mkdir(parents=True)
     for i in range(IMAGES):
         Image.fromarray(noise).save(images / f"n01440764_{i}.JPEG")
-    path, rng = folder / "t.beton", np.random.default_rng(seed)
-    arguments = ["write_datasets.py", f"--cfg.data_dir={in_form(form, images.parent)}", f"--cfg.write_path={path}",
-                 "--cfg.num_workers=2", "--cfg.chunk_size=1", "--cfg.overwrite=yes"]  # fmt: skip
-    growing, counts = path.with_name("t.beton.part"), {"parent killed": 0, "worker killed": 0, "finished before": 0}
+    rng, counts = np.random.default_rng(seed), {"parent killed": 0, "worker killed": 0, "finished before": 0}
+    common = ["write_datasets.py", f"--cfg.data_dir={in_form(form, images.parent)}",
+              f"--cfg.write_path={folder}/t.beton", "--cfg.num_workers=2", "--cfg.chunk_size=1",
+              "--cfg.overwrite=yes"]  # fmt: skip
+    whole, shard = ("t.beton", IMAGES, common), ("t-2-of-2.beton", IMAGES // 2, [*common, "--cfg.shard=2/2"])
     for number in range(rounds):
+        name, count, arguments = (whole, shard)[number // 2 % 2]  # the parent and a worker of each
+        path, growing = folder / name, folder / f"{name}.part"
         path.unlink(missing_ok=True)
         growing.unlink(missing_ok=True)
         shared = shared_memory()
@@ -95,15 +98,16 @@ def conversion_rounds(folder: Path, rounds: int, seed: int, form: str = "folders
         if code == 0:
             assert path.exists()
         if path.exists():
-            assert read_header(str(path)).num_samples == IMAGES
+            assert read_header(str(path)).num_samples == count
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and (any(map(alive, below)) or shared_memory() - shared):
             time.sleep(0.05)
         assert not any(map(alive, below)), "processes are left"
         left = shared_memory() - shared
         assert not left, f"shared memory is left: {left}, {kind}"
-    assert run(*arguments).returncode == 0 and read_header(str(path)).num_samples == IMAGES
-    assert not growing.exists()
+    for name, count, arguments in (whole, shard):
+        assert run(*arguments).returncode == 0 and read_header(str(folder / name)).num_samples == count
+        assert not (folder / f"{name}.part").exists()
     return counts
 
 

@@ -175,12 +175,12 @@ def test_odd_images_are_stored_as_torchvision_shows_them_or_named(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     files = names_of(path)
-    assert files == [f"a/{name}" for name in good]
+    assert sorted(files) == [f"a/{name}" for name in good]
     report = (tmp_path / "t.beton.skipped.tsv").read_text()
     assert sorted(line.split("\t")[0].rsplit("/", 1)[1] for line in report.splitlines()) == bad
     stored = stored_images(path)
-    for name, pixels in zip(good, stored, strict=True):
-        assert np.array_equal(pixels, np.asarray(pil_loader(tmp_path / "images" / "a" / name))), name
+    for name, pixels in zip(files, stored, strict=True):
+        assert np.array_equal(pixels, np.asarray(pil_loader(tmp_path / "images" / name))), name
 
 
 def stored_images(path):

@@ -192,7 +192,7 @@ def test_damage_of_a_file_s_head_is_found(tmp_path):
         with suppress(BadInput):
             assert verify(str(path)) == 8 and at < HeaderType.itemsize  # a part of it that nobody reads
     path.write_bytes(data)
-    assert labels_of(str(path)).tolist() == list(range(8))
+    assert sorted(labels_of(str(path)).tolist()) == list(range(8))
 
 
 @pytest.mark.parametrize(

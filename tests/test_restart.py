@@ -151,7 +151,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_half_written(tmp_path, nu
 
 
 def test_data_that_were_packed_again_are_seen_at_the_start(tmp_path):
-    """Within an epoch another number of samples is refused; at its start it is said."""
+    """Within an epoch another number or order of samples is refused; at its start it is said."""
     arguments = [*training_arguments(tmp_path), f"--logging.folder={tmp_path}/run", "--optim.epochs=1"]
     process = Command(*arguments)
     wait_for_steps(tmp_path / "run", 2, process)
@@ -162,21 +162,54 @@ def test_data_that_were_packed_again_are_seen_at_the_start(tmp_path):
     packing = ["write_datasets.py", f"--cfg.data_dir={tmp_path}/images", f"--cfg.write_path={tmp_path}/train.beton",
                f"--cfg.label_map_dir={tmp_path}/maps", "--cfg.axis_order=yx", "--cfg.overwrite=yes"]  # fmt: skip
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    for count, steps in ((95, 11), (98, 12)):  # with fewer steps, and with as many
+    for count, steps, more in (
+        (95, 11, ()),
+        (96, 12, ("--cfg.seed=1",)),
+        (98, 12, ()),
+    ):  # fewer, in another order, more
         if count > 96:
             write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", count))
-        assert run(*packing, f"--cfg.subset={count}").returncode == 0
+        assert run(*packing, f"--cfg.subset={count}", *more).returncode == 0
         refused = run(*arguments)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert f"is at step {state['step']} of 12 of an epoch of 96 samples" in refused.stderr
         assert f"train.beton is packed otherwise now, {count} samples, {steps} steps" in refused.stderr
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
-    assert run(*packing, "--cfg.subset=96", "--cfg.jpeg_quality=80").returncode == 0
+    for number in (96, 97):
+        (tmp_path / "images" / f"class{number % 8}" / f"img{number:03d}.jpg").unlink()
+    (tmp_path / "maps").rename(tmp_path / "all_maps")
+    write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", 96))
+    assert run(*packing, "--cfg.jpeg_quality=80").returncode == 0
     resumed = run(*arguments)
     assert resumed.returncode == 0 and "not the file of the checkpoint; 96 samples then, 96 now" in resumed.stdout
+    write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", 98))
     assert run(*packing).returncode == 0
     resumed = run(*arguments, "--optim.epochs=2")
     assert resumed.returncode == 0 and "not the file of the checkpoint; 96 samples then, 98 now" in resumed.stdout
+
+
+def test_a_run_on_a_single_file_resumes_on_its_shards_with_the_same_weights(arguments, uninterrupted, tmp_path):
+    (beton,) = (Path(a.partition("=")[2]) for a in arguments if a.startswith("--data.train_dataset="))
+    for number in (1, 2, 3):
+        packed = run(
+            "write_datasets.py", f"--cfg.data_dir={beton.parent}/images", f"--cfg.label_map_dir={beton.parent}/maps",
+            f"--cfg.write_path={tmp_path}/train.beton", "--cfg.axis_order=yx", f"--cfg.shard={number}/3",
+        )  # fmt: skip
+        assert packed.returncode == 0, packed.stderr
+    command = [*arguments, f"--logging.folder={tmp_path}/run"]
+    process = Command(*command)
+    wait_for_steps(tmp_path / "run", STEPS + 3, process)
+    process.kill()
+    process.wait()
+    assert weights(tmp_path / "run")["epoch"] < EPOCHS
+    shards = f"--data.train_dataset={tmp_path}/train-*-of-3.beton"
+    (tmp_path / "train-2-of-3.beton").rename(tmp_path / "elsewhere")
+    refused = run(*command, shards)
+    assert refused.returncode == 1 and "of 3 shards, one is missing: 2" in refused.stderr
+    (tmp_path / "elsewhere").rename(tmp_path / "train-2-of-3.beton")
+    resumed = run(*command, shards, "--data.verify=True")
+    assert resumed.returncode == 0, resumed.stderr
+    same_in_the_end(tmp_path / "run", uninterrupted)
 
 
 def test_a_truncated_checkpoint_is_seen_and_the_one_before_used(arguments, uninterrupted, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ffcv_fields.label_map import unpack_label_map
-from conftest import ROOT, run, write_images, write_label_maps
+from conftest import ROOT, names_of, run, write_images, write_label_maps
 from PIL import Image
 
 from relabel.data.beton import read_header
@@ -34,7 +34,7 @@ def run_write(images, path, *more):
 
 
 def stored_maps(path):
-    """{sample: (scores, classes)} read straight from the file."""
+    """{name: (scores, classes)} read straight from the file."""
     reader, raw = read_header(str(path)), np.memmap(path, mode="r")
     field = reader.handlers["label_map"]
     found = []
@@ -42,7 +42,11 @@ def stored_maps(path):
         at = int(entry["data_ptr"])
         packed = np.frombuffer(raw[at : at + field.nbytes].tobytes(), field.packed_dtype).reshape(field.packed_shape)
         found.append(unpack_label_map(packed))
-    return found
+    return dict(zip(names_of(path), found, strict=True))
+
+
+def name_of(file):
+    return f"{file.parent.name}/{file.name}"
 
 
 @pytest.fixture
@@ -69,8 +73,11 @@ def test_maps_are_stored_bit_for_bit_rows_first(tmp_path, capsys, axis_order, in
     assert "rounded" not in said
     header = read_header(str(path))
     assert header.handlers["label_map"].imported_axis_order == axis_order
-    assert list(header.metadata["f1"]) == [int(f.parent.name[-1]) for f in files]
-    for (scores, classes), file in zip(stored_maps(path), files, strict=True):
+    assert list(header.metadata["f1"]) == [int(name[len("class")]) for name in names_of(path)]
+    stored = stored_maps(path)
+    assert sorted(stored) == sorted(map(name_of, files)) and list(stored) != sorted(stored)
+    for file in files:
+        scores, classes = stored[name_of(file)]
         expected = maps[file.parent.name, file.stem]
         if axis_order == "xy":
             expected = expected.swapaxes(-1, -2)
@@ -88,7 +95,7 @@ def test_rounding_is_said_and_float32_avoids_it(copy, tmp_path, capsys):
     assert "largest error 0.00011" in said and files[3].stem in said and "--cfg.score_dtype=float32" in said
     write(images, tmp_path / "b.beton", label_map_dir=maps, score_dtype="float32")
     assert "rounded" not in capsys.readouterr().out
-    assert stored_maps(tmp_path / "b.beton")[3][0][0, 0, 0] == np.float32(1.00011)
+    assert stored_maps(tmp_path / "b.beton")[name_of(files[3])][0][0, 0, 0] == np.float32(1.00011)
 
 
 class Bomb:
@@ -183,9 +190,11 @@ def test_skipping_leaves_out_and_lists_every_bad_sample(copy, tmp_path):
     listed = [line.split("\t")[0] for line in (tmp_path / "t.beton.skipped.tsv").read_text().splitlines()]
     assert sorted(listed) == sorted(map(str, bad))
     kept = [f for i, f in enumerate(files) if i not in (0, 4, 8, 16)]
-    header = read_header(str(path))
-    assert list(header.metadata["f1"]) == [int(f.parent.name[-1]) for f in kept]
-    for (scores, _), file in zip(stored_maps(path), kept, strict=True):
+    header, stored = read_header(str(path)), stored_maps(path)
+    assert list(header.metadata["f1"]) == [int(name[len("class")]) for name in names_of(path)]
+    assert sorted(stored) == sorted(map(name_of, kept))
+    for file in kept:
+        scores, _ = stored[name_of(file)]
         assert np.array_equal(scores, torch.load(map_of(maps, file))[0].numpy())
     assert not (tmp_path / "executed").exists()
 
@@ -252,8 +261,8 @@ def test_images_are_stored_as_torchvision_shows_them(tmp_path):
     path = tmp_path / "t.beton"
     write(tmp_path / "images", path, write_mode="raw")
     header, raw = read_header(str(path)), np.memmap(path, mode="r")
-    for entry, name in zip(header.metadata["f0"], ["cmyk.jpg", "gray.png", "png_named.jpeg"], strict=True):
-        expected = np.asarray(Image.open(folder / name).convert("RGB"))
+    for entry, name in zip(header.metadata["f0"], names_of(path), strict=True):
+        expected = np.asarray(Image.open(tmp_path / "images" / name).convert("RGB"))
         at = int(entry["data_ptr"])
         assert np.array_equal(raw[at : at + expected.size].reshape(expected.shape), expected)
 

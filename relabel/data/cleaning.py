@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadInput
-from .beton import column, read_header
-from .contents import read_contents, read_sample_list
+from .dataset import open_dataset
 from .names import SampleNames
 
 LEAVE_OUT = "-"
@@ -20,7 +19,7 @@ def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
         list_file: text, one line a sample, `PATH<tab>LABEL`: the path below the image folder or below the class folder,
             with or without the ending; the label a class's name, or its index where no class is named by a number,
             or `-`: leave this sample out.
-        beton: the file whose samples they are.
+        beton: the file, or its shards, whose samples they are.
         say: print what was done, with counts.
 
     Returns:
@@ -30,9 +29,9 @@ def cleaned_labels(list_file: str, beton: str, say: bool = True) -> np.ndarray:
         BadInput: a line that is not of this form, that names no sample, several samples or no class of the file, or
             that contradicts another line; a list that leaves nothing.
     """
-    header = read_header(beton)
-    labels = column(header, "label").copy()
-    contents, samples = read_contents(header), read_sample_list(header)
+    dataset = open_dataset(beton)
+    labels = dataset.column("label").copy()
+    contents, samples = dataset.contents, dataset.sample_list()
     if contents is None or samples is None:
         raise BadInput(f"{beton}: does not say its samples' names; write it with write_datasets.py")
     if LEAVE_OUT in contents.classes:

@@ -9,7 +9,7 @@ known by its path below the folder that was packed.
 import json
 import os
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import ffcv_fields  # noqa: F401 - before FFCV
@@ -26,11 +26,26 @@ POINTERS = np.dtype([("magic", "<u4"), ("version", "<u4"), ("start", "<u8", 2), 
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which part of a packing a file holds: number `number` of `count`, from 1; a whole file is 1 of 1.
+
+    `samples` is a digest of all samples' names and labels, in the order of the whole; `packing` of that, and of the
+    settings, the fields and the data that all parts have in common.
+    """
+
+    number: int
+    count: int
+    samples: str
+    packing: str
+
+
+@dataclass(frozen=True)
 class Contents:
-    """The classes, by index, and where the file was packed from."""
+    """The classes, by index, where the file was packed from, and which part of that it is (None: of an older file)."""
 
     classes: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ def write_contents(file: BinaryIO, label_field: int, contents: Contents, samples
     pointers["magic"], pointers["version"] = MAGIC, VERSION
     listed = {"names": samples.names, "checksums": samples.checksums.tolist(), "metadata_crc": samples.metadata_crc}
     listed |= {"fields_crc": samples.fields_crc, "left_out": samples.left_out}
-    for i, value in enumerate(({"classes": contents.classes, "provenance": contents.provenance}, listed)):
+    for i, value in enumerate((asdict(contents), listed)):
         block = zlib.compress(json.dumps(value).encode(), 6)
         pointers["start"][i], pointers["size"][i], pointers["crc"][i] = file.tell(), len(block), zlib.crc32(block)
         file.write(block)
@@ -80,7 +95,20 @@ def read_contents(header: Reader) -> Contents | None:
         return None
     if not _are_texts(value.get("classes")) or not isinstance(value.get("provenance"), dict):
         raise BadInput(f"{header.file_name}: its list of classes is damaged; write it again")
-    return Contents(tuple(value["classes"]), value["provenance"])
+    return Contents(tuple(value["classes"]), value["provenance"], _part(header, value.get("part")))
+
+
+def _part(header: Reader, value: Any) -> Part | None:
+    if value is None:
+        return None
+    try:
+        part = Part(**value)
+        good = all(type(n) is int for n in (part.number, part.count)) and 1 <= part.number <= part.count
+    except TypeError:
+        good = False
+    if not good:
+        raise BadInput(f"{header.file_name}: which part of a packing it is, is damaged; write it again")
+    return part
 
 
 def read_sample_list(header: Reader) -> SampleList | None:

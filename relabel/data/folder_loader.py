@@ -12,9 +12,7 @@ from torchvision.transforms import v2
 from ..errors import BadSample
 from ..sources.base import ImageSource
 from ..sources.opening import KINDS, open_source
-from .beton import read_header
 from .classes import align
-from .contents import read_sample_list
 from .loader import Batch, Loader
 from .names import Identity
 from .order import share_of
@@ -95,7 +93,8 @@ def evaluation_loader(
     """A loader of the center crops of `path` in order, and the samples' names (empty: not known).
 
     Args:
-        path: a `.beton`, or images as `open_source` reads them: a folder, or a file or pattern of archives.
+        path: a `.beton`, or its shards (see `dataset.files_of`), or images as `open_source` reads them: a folder, or a
+            file or pattern of archives.
         reading, batch_size, image_size, crop_ratio: as for `validation_loader`.
 
     Raises:
@@ -104,6 +103,5 @@ def evaluation_loader(
     if Path(path).is_dir() or Path(path).suffix in KINDS:
         folder = FolderLoader(path, reading, batch_size, image_size, crop_ratio)
         return folder, folder.identity.names
-    known = read_sample_list(read_header(path)) is not None
     loader = validation_loader(path, reading, batch_size, image_size, crop_ratio)
-    return loader, loader.identity.names if known else []
+    return loader, loader.identity.names if loader.dataset.contents else []

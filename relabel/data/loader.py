@@ -1,11 +1,11 @@
-"""FFCV's loader with what long runs need: any epoch on demand, errors that surface, threads that end.
+"""FFCV's loader with what long runs need: any epoch on demand, errors that surface, threads that end, several files.
 
-Stock FFCV counts epochs itself, leaves the consumer waiting forever when its thread fails, and keeps the thread
-of an epoch that was left early.
+Stock FFCV counts epochs itself, leaves the consumer waiting forever when its thread fails, keeps the thread of an epoch
+that was left early, and reads one file.
 """
 
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Event
@@ -15,15 +15,16 @@ import ffcv_fields  # noqa: F401 - before FFCV
 import numba
 import numpy as np
 import torch
-from ffcv.loader import Loader as FFCVLoader
 from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
 
 from ..errors import BadInput
-from .beton import CUSTOM_FIELDS, column, read_header
+from .dataset import open_dataset
 from .names import Identity
 from .order import near_sequential_order, random_order, share_of
+from .storage import MappedFiles, PagedFiles
 
 
 @dataclass
@@ -44,26 +45,28 @@ class Batch:
 _FIELDS = {"image": "images", "label": "labels", "label_map": "label_maps", "crop_box": "crop_boxes"}
 
 
-class Loader(FFCVLoader):
-    """An FFCV loader whose epochs are asked for by number, as `Batch`es.
-
-    Its constructor has FFCV's own arguments besides these.
+class Loader:
+    """A loader of FFCV's operations, of one `.beton` or its shards, whose epochs are asked for by number, as `Batch`es.
 
     Args:
-        path: the `.beton`.
+        path: the `.beton`, or its shards: a pattern, or several with commas between.
         num_classes: of the network; no label in the file may be outside.
+        batch_size: samples of a batch in this process.
+        pipelines: as FFCV's Loader takes them; those of "image", "label", "label_map" and "crop_box" become the fields
+            of `Batch`. A field of the file that is not named has FFCV's default one, None: it is not read.
         order: "random"; "near_sequential" for a file larger than memory; "sequential".
         num_workers: threads that decode; no more are started than numba may use (one a core).
+        os_cache: the file is mapped, and stays in the system's cache; else its pages are read as they are needed.
+        drop_last: leave out the samples that are no whole batch.
+        batches_ahead: batches that are made before they are asked for.
         seed: of the order.
         rank, world_size: this process's number and how many there are. Each global batch, `world_size * batch_size`
             samples of the one order that all processes compute, is cut into their batches; without `drop_last` the
             last ones are cut evenly, so that no sample comes twice or not at all.
         labels: int64 `[num_samples]`, in place of the file's; -1: the sample is left out.
-        keywords: as FFCV's Loader takes them: `batch_size`, `pipelines`, `os_cache`, `drop_last`. The pipelines of
-            "image", "label", "label_map" and "crop_box" become the fields of `Batch`.
 
     Raises:
-        BadInput: see `read_header`; also a class outside `num_classes`, and label maps that are asked for in
+        BadInput: see `open_dataset`; also a class outside `num_classes`, and label maps that are asked for in
             `pipelines` and not there.
     """
 
@@ -71,32 +74,45 @@ class Loader(FFCVLoader):
         self,
         path: str,
         num_classes: int,
+        batch_size: int,
+        pipelines: Mapping[str, Any],
         order: str,
         num_workers: int,
+        os_cache: bool = True,
+        drop_last: bool = True,
+        batches_ahead: int = 3,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         labels: np.ndarray | None = None,
-        **keywords: Any,
     ) -> None:
-        threads = torch.get_num_threads()
-        self.header = read_header(path)
-        self.labels = column(self.header, "label").copy() if labels is None else labels
+        self.dataset = open_dataset(path)
+        self.labels = self.dataset.column("label").copy() if labels is None else labels
         self.samples = np.arange(len(self.labels)) if labels is None else np.flatnonzero(labels >= 0)
-        self.label_map = self.header.handlers.get("label_map")
+        self.label_map: Any = self.dataset.handlers.get("label_map")
         self.transposed = False  # the crop boxes, see `Reading.pairing`
         self.memory: tuple[Any, Any] | None = None  # of the last epoch, for the next one: see _EpochIterator
         self.identity = Identity(None, np.arange(num_classes), [])  # see `aligned`
-        self._check(path, num_classes, keywords["pipelines"])
-        self._decoders = [_first(pipeline) for pipeline in keywords["pipelines"].values() if pipeline is not None]
+        self._check(path, num_classes, pipelines)
+        self._decoders = [_first(pipeline) for pipeline in pipelines.values() if pipeline is not None]
         self._samplers = {decoder.crops for decoder in self._decoders if hasattr(decoder, "crops")}
-        custom = CUSTOM_FIELDS if "label_map" in self.header.handlers else {}
-        num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
-        super().__init__(path, custom_fields=custom, num_workers=num_workers, seed=seed, **keywords)
-        self.num_classes, self.order, self.rank, self.world_size = num_classes, order, rank, world_size
+        self.num_classes, self.batch_size, self.batches_ahead = num_classes, batch_size, batches_ahead
+        self.order, self.seed, self.drop_last, self.rank, self.world_size = order, seed, drop_last, rank, world_size
+        self.metadata = self.dataset.metadata
         if labels is not None:
             self._replace_labels(labels)
-        torch.set_num_threads(threads)
+        self.num_workers = min(num_workers, numba.config.NUMBA_NUM_THREADS)
+        # Not Compiler.set_num_threads: that sets torch's threads too, MKL's for the whole process, at a moment that no
+        # one knows; sums would then depend on it.
+        Compiler.num_threads = self.num_workers
+        numba.set_num_threads(self.num_workers)
+        self.storage = MappedFiles(self.dataset) if os_cache else PagedFiles(self.dataset)
+        self.pipeline_specs = _specs(pipelines, self.dataset.field_names)
+        numbers = {name: i for i, name in enumerate(self.dataset.field_names)}
+        self.graph = Graph(
+            self.pipeline_specs, self.dataset.handlers, numbers, self.metadata, self.storage.compile_reader()
+        )
+        self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
 
     def _check(self, path, num_classes, pipelines):
         if len(self.samples) == 0:
@@ -118,15 +134,19 @@ class Loader(FFCVLoader):
             )
 
     def _replace_labels(self, labels):
-        metadata = self.reader.metadata  # FFCV's decoders hold views of it, compiled for an array that is not writeable
-        metadata.setflags(write=True)
-        column(self.reader, "label")[:] = labels
-        metadata.setflags(write=False)
+        self.metadata = self.metadata.copy()
+        self.metadata[f"f{self.dataset.field_names.index('label')}"] = labels
+        self.metadata.setflags(write=False)  # decoders are compiled for an array that is not writeable
 
     def data(self) -> dict[str, Any]:
-        """What the samples of an epoch and their order depend on: how many, the file's metadata, `order`; its path."""
-        crc = zlib.crc32(self.header.metadata.view(np.uint8))
-        return {"samples": len(self.samples), "metadata_crc": crc, "order": self.order, "path": self.header.file_name}
+        """What the samples of an epoch and their order depend on: how many, the files' metadata, `order`; their path.
+
+        `names`, a digest of the names and labels in the files' order, is there where they say it.
+        """
+        crc = zlib.crc32(self.dataset.metadata.view(np.uint8).data)
+        data = {"samples": len(self.samples), "metadata_crc": crc, "order": self.order, "path": self.dataset.name}
+        contents = self.dataset.contents
+        return data | ({"names": contents.part.samples} if contents and contents.part else {})
 
     def set_image_size(self, size: int) -> None:
         """The side in pixels of the next epochs' images; nothing is compiled again."""
@@ -151,15 +171,20 @@ class Loader(FFCVLoader):
 
     def order_of(self, epoch: int) -> np.ndarray:
         """This process's samples of an epoch in the order in which they come, int64."""
+        order = self.order_of_all(epoch)
+        return share_of(order, self.batch_size, self.rank, self.world_size, self.drop_last)
+
+    def order_of_all(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch over all processes, in one order, int64 `[len(samples)]`."""
         count = len(self.samples)
         if self.order == "random":
             order = random_order(count, self.seed, epoch)
         elif self.order == "near_sequential":
-            image = column(self.header, "image")[self.samples]
-            order = near_sequential_order(image["data_ptr"] // self.header.page_size, self.seed, epoch)
+            image = self.dataset.column("image")[self.samples]
+            order = near_sequential_order(image["data_ptr"] // np.uint64(self.dataset.page_size), self.seed, epoch)
         else:
             order = np.arange(count)
-        return share_of(self.samples[order], self.batch_size, self.rank, self.world_size, self.drop_last)
+        return self.samples[order]
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for every process but for the last one's size."""
@@ -180,6 +205,17 @@ class Loader(FFCVLoader):
         return Batch(**found, scores=self.label_map.scores if self.label_map is not None else "logits")
 
 
+def _specs(pipelines: Mapping[str, Any], field_names: Sequence[str]) -> dict[str, PipelineSpec]:
+    """Each pipeline as FFCV's graph takes it, those of the file's fields first and in their order."""
+    found = {}
+    for name in [*field_names, *(name for name in pipelines if name not in field_names)]:
+        pipeline = pipelines.get(name, PipelineSpec(name))
+        if pipeline is not None:
+            is_spec = isinstance(pipeline, PipelineSpec)
+            found[name] = pipeline if is_spec else PipelineSpec(name, decoder=None, transforms=pipeline)
+    return found
+
+
 def _first(pipeline):
     return pipeline.decoder if isinstance(pipeline, PipelineSpec) else pipeline[0]
 
@@ -197,7 +233,7 @@ class _EpochIterator(EpochIterator):
 
     def __init__(self, loader: Loader, order: np.ndarray) -> None:
         super(EpochIterator, self).__init__(daemon=True)  # not FFCV's, which allocates and starts at once
-        self.loader, self.metadata, self.slots = loader, loader.reader.metadata, loader.batches_ahead + 2
+        self.loader, self.metadata, self.slots = loader, loader.metadata, loader.batches_ahead + 2
         batches = [order[i : i + loader.batch_size] for i in range(0, len(order), loader.batch_size)]
         self.iter_ixes = iter(batches)
         self.output_queue: Queue[Any] = Queue(loader.batches_ahead)
@@ -205,7 +241,7 @@ class _EpochIterator(EpochIterator):
         self.device = torch.cuda.current_device() if IS_CUDA else None
         self.current_stream: Any = torch.cuda.current_stream() if IS_CUDA else None
         self.cuda_streams: list[Any] = [torch.cuda.Stream() if IS_CUDA else None for _ in range(self.slots)]
-        self.memory_context = loader.memory_manager.schedule_epoch(batches)
+        self.memory_context = loader.storage.schedule_epoch(batches)
         self.memory_context.__enter__()
         self.storage_state = self.memory_context.state
         self.memory = self._take_memory()
@@ -228,8 +264,6 @@ class _EpochIterator(EpochIterator):
                 torch.cuda.set_device(self.device)  # a thread begins with GPU 0
                 for stream in self.cuda_streams:  # what had the buffers' memory before may still be in use there
                     stream.wait_stream(self.current_stream)
-            # Not Compiler.set_num_threads: that sets torch's threads too, MKL's for the whole process, at a moment
-            # that no one knows; sums would then depend on it.
             Compiler.num_threads = self.loader.num_workers
             numba.set_num_threads(self.loader.num_workers)
             self._make_batches()

@@ -20,6 +20,20 @@ class Identity:
     names: list[str]
     network: tuple[str, ...] | None = None
 
+    def by_path(self) -> list[int]:
+        """The samples' numbers in torchvision ImageFolder's order: what a list without names means.
+
+        Samples whose names are not known stay as they are.
+        """
+        numbers = range(len(self.names))
+        return sorted(numbers, key=lambda i: path_order(self.names[i])) if self.classes is not None else [*numbers]
+
+
+def path_order(name: str) -> tuple[str, str, str]:
+    """What a sample's name is sorted by, to be in ImageFolder's order: class, folder, file."""
+    folder, _, file = name.rpartition("/")
+    return name.partition("/")[0], folder, file
+
 
 class SampleNames:
     """The names of a set's samples, paths below the data folder, to be looked up.

@@ -21,9 +21,11 @@ from .agreement import Agreement
 from .apart import pack_apart
 from .classes import read_class_list
 from .contents import Contents
+from .dataset import is_one_file
 from .images import Stored, to_be_stored
 from .label_map_files import Source
 from .label_map_set import LabelMapSet, open_label_maps
+from .parts import bounds_of, in_order, part_of, path_of
 from .provenance import differences, provenance_of
 from .settings import Packing
 from .writer import Packed, Workers, write_beton
@@ -40,7 +42,7 @@ def pack(settings: Packing) -> list[BadSample]:
         BadInput: bad data or a path that cannot be used; nothing was written.
         WorkerFailed: a worker process died.
     """
-    path = Path(settings.write_path)
+    path = path_of(settings)
     if path.exists() and settings.overwrite == "no":
         raise BadSample(path, "exists already; --cfg.overwrite=yes replaces it")
     if not path.parent.is_dir():
@@ -60,20 +62,26 @@ def pack(settings: Packing) -> list[BadSample]:
             raise BadSample(maps.root, f"holds no label map of an image in {source.root}")
     for remark in source.remarks + (maps.remarks if maps else []):
         print(remark)
-    samples = samples[: settings.subset] if settings.subset >= 0 else samples
-    if not samples:
+    whole = in_order(source, samples, settings)
+    if not whole:
         raise BadSample(source.root, "no image is left to pack")
+    first, end = bounds_of(len(whole), settings)
+    samples, fields = whole[first:end], _fields(settings, maps, len(source.classes))
+    part = part_of(settings, source, whole, maps, fields)
 
     def describe(packed: Packed) -> tuple[Contents, list[str], list[str]]:
-        _refuse_too_many(problems + packed.skipped, len(samples) + len(problems), settings)
+        share = round(len(problems) * len(samples) / len(whole))  # of a shard, as many as it has of the samples
+        _refuse_too_many(problems[:share] + packed.skipped, len(samples) + share, settings)
         if maps is not None:
             print(_notes_of(packed).agreement.check(settings.min_agreement, settings.label_map_dir, source.classes))
         provenance = provenance_of(settings, source)
         kept = [samples[i].name for i in packed.kept]
-        left_out = sorted({sample.name for sample in source.samples} - set(kept))
-        return Contents(source.classes, provenance), kept, left_out
+        left_out = {sample.name for sample in samples} - set(kept)
+        if part.number == 1:  # what no shard holds is the first one's to say
+            left_out |= {sample.name for sample in source.samples} - {sample.name for sample in whole}
+        return Contents(source.classes, provenance, part), kept, sorted(left_out)
 
-    reader, fields = _SampleReader(source, samples, maps, settings), _fields(settings, maps, len(source.classes))
+    reader = _SampleReader(source, samples, maps, settings, first)
     workers = Workers(
         min(settings.num_workers, len(samples)),
         min(settings.chunk_size, -(-len(samples) // settings.num_workers)),
@@ -82,10 +90,10 @@ def pack(settings: Packing) -> list[BadSample]:
     start, places = time.perf_counter(), _Places(source, samples)
     with sigterm_unwinds():
         packed = write_beton(path, fields, places, reader.load, workers, reader.note, describe)
-    left_out = problems + packed.skipped
-    list_skipped(Path(settings.write_path + ".skipped.tsv"), left_out)
+    left_out = sorted(problems + packed.skipped, key=str)
+    list_skipped(Path(f"{path}.skipped.tsv"), left_out)
     speed = len(samples) / (time.perf_counter() - start)
-    print(_summary(settings, packed, fields, len(source.classes), speed))
+    print(_summary(path, settings, packed, fields, len(source.classes), speed))
     return left_out
 
 
@@ -96,8 +104,8 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", 
 
     Args:
         split: "train" or "val".
-        path: the file; empty: beside the images, `data_path/SPLIT.beton` (`SPLIT_relabel.beton` with label maps), or
-            below `runs/packed` where that place cannot be written.
+        path: the file, or the shards, which are not packed here; empty: beside the images, `data_path/SPLIT.beton`
+            (`SPLIT_relabel.beton` with label maps), or below `runs/packed` where that place cannot be written.
         data_path: the folder of `train/` and `val/`, or of the archives that are these; empty: nothing is packed.
         label_map_dir: as in `Packing`; empty: none.
         dry_run: nothing is to be written.
@@ -110,7 +118,7 @@ def packed_once(split: str, path: str, data_path: str, label_map_dir: str = "", 
         raise BadInput(f"data.{split}_dataset is not given: the .beton that write_datasets.py wrote")
     source = split_of(data_path, split)
     name = path or _place(data_path, f"{split}{'_relabel' if label_map_dir else ''}.beton")
-    again = bool(data_path) and Path(name).exists()
+    again = bool(data_path) and (Path(name).exists() or not is_one_file(name))
     others = differences(name, source, label_map_dir) if again else []
     if not data_path or (again and not others):
         return name
@@ -155,8 +163,10 @@ class Notes:
 class _SampleReader:
     """Reads a sample's field values in a worker process."""
 
-    def __init__(self, source: ImageSource, samples: list[Sample], maps: LabelMapSet | None, settings: Packing) -> None:
-        self._source, self._samples, self._maps = source, samples, maps
+    def __init__(
+        self, source: ImageSource, samples: list[Sample], maps: LabelMapSet | None, settings: Packing, first: int
+    ) -> None:
+        self._source, self._samples, self._maps, self._first = source, samples, maps, first
         self._settings, self._notes = settings, Notes()
 
     def load(self, index: int) -> tuple:
@@ -164,7 +174,7 @@ class _SampleReader:
         data, place = self._source.read(sample.index), self._source.place(sample.index)
         pixels = to_be_stored(data, place, settings, self._notes.stored)
         if settings.write_mode == "proportion":
-            np.random.seed(index)  # FFCV draws from it: the choice must not depend on the worker
+            np.random.seed(self._first + index)  # FFCV draws from it: no worker and no shard may change the choice
         if self._maps is None:
             return pixels, sample.label
         return pixels, sample.label, self._label_map(self._maps, self._maps.sources[sample.key], sample.label)
@@ -277,8 +287,10 @@ def _fields(settings: Packing, maps: LabelMapSet | None, num_classes: int) -> di
     return fields
 
 
-def _summary(settings: Packing, packed: Packed, fields: dict[str, Any], num_classes: int, speed: float) -> str:
-    path, notes, lines = Path(settings.write_path), _notes_of(packed), []
+def _summary(
+    path: Path, settings: Packing, packed: Packed, fields: dict[str, Any], num_classes: int, speed: float
+) -> str:
+    notes, lines = _notes_of(packed), list[str]()
     error, file = notes.rounding
     if error > 0:
         lines.append(

@@ -10,9 +10,12 @@ from typing import Any
 from ..errors import BadSample
 from ..sources.base import ImageSource
 from ..sources.opening import archives_of, open_source
-from .beton import read_header
-from .contents import Contents, read_contents
+from .contents import Contents
+from .dataset import open_dataset
 from .label_map_files import find_label_maps, manifest_of
+
+# Settings that say where and how fast, not what is packed; two folders stand in the provenance by their real names.
+_NOT_OF_THE_FILE = ("write_path", "overwrite", "num_workers", "chunk_size", "data_dir", "label_map_dir")
 
 
 def provenance_of(settings: Any, source: ImageSource) -> dict[str, Any]:
@@ -30,16 +33,16 @@ def provenance_of(settings: Any, source: ImageSource) -> dict[str, Any]:
         "labels": [os.path.realpath(file) for file in source.labels],
         "label_map_dir": os.path.realpath(maps) if maps else "",
         "label_maps": _label_maps(maps, source.classes),
-        "settings": dataclasses.asdict(settings),
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k not in _NOT_OF_THE_FILE},
     }
 
 
 def differences(path: str, data_dir: str, label_map_dir: str) -> list[str]:
-    """What of a `.beton`'s provenance is not what is asked for; empty: nothing.
+    """What of the provenance of a `.beton`, or of its shards, is not what is asked for; empty: nothing.
 
     Folders that are gone since are not missed: what counts is that they are the ones named.
     """
-    contents = read_contents(read_header(path))
+    contents = open_dataset(path).contents
     if contents is None:
         return ["it does not say what it was packed from"]
     was, found = contents.provenance, []

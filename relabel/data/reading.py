@@ -13,11 +13,11 @@ from ffcv_fields.cuda import import_cupy
 from ..errors import BadInput
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
 from ..processes import Processes, hide_progress
-from .beton import column, labels_of, read_header
 from .classes import align
-from .contents import read_contents, read_sample_list
+from .dataset import open_dataset
 from .loader import Loader
 from .names import Identity
+from .order import classes_in_a_batch, random_order
 
 STATISTICS = (IMAGENET_MEAN, IMAGENET_STD)
 Pipelines = dict[str, Any]  # name -> a list of operations, a PipelineSpec, or None: not read
@@ -59,7 +59,7 @@ class Reading:
     def loader(self, path: str, batch_size: int, pipelines: Pipelines, **keywords: Any) -> Loader:
         """A `Loader` of this process's `batch_size` samples of each batch."""
         return Loader(
-            path, self.num_classes, batch_size=batch_size, pipelines=pipelines, num_workers=self.num_workers,
+            path, self.num_classes, batch_size, pipelines, num_workers=self.num_workers,
             rank=self.processes.rank, world_size=self.processes.world_size, os_cache=self.in_memory, **keywords,
         )  # fmt: skip
 
@@ -80,7 +80,7 @@ def training_loader(
     Raises BadInput also where CuPy is missing: pooling and augmentation run on the GPU by its help.
 
     Args:
-        path: the `.beton`.
+        path: the `.beton`, or its shards: a pattern, or several with commas between.
         batch_size: samples of a batch in this process.
         crops: of images and crop boxes; its seed is that of the order too.
         image_size: side of the crop in pixels; `Loader.set_image_size` changes it between epochs.
@@ -100,8 +100,24 @@ def training_loader(
         pipelines["crop_box"] = PipelineSpec("image", decoder=CropBoxDecoder(crops), transforms=reading.to_device())
     order = "random" if reading.in_memory else "near_sequential"
     loader = reading.loader(path, batch_size, pipelines, order=order, seed=crops.seed, labels=labels, drop_last=True)
+    if not reading.in_memory and (line := _sorted_by_class(loader)):
+        reading.processes.say(line)
     loader.transposed = label_maps and reading.pairing == "official" and loader.label_map.imported_axis_order == "yx"
     return loader
+
+
+def _sorted_by_class(loader: Loader) -> str:
+    """A line where near-sequential reading mixes too few classes for batch norm; else empty."""
+    batch_size, shuffled = loader.batch_size * loader.world_size, random_order(len(loader.samples), loader.seed, 0)
+    near = classes_in_a_batch(loader.labels, loader.order_of_all(0), batch_size)
+    best = classes_in_a_batch(loader.labels, loader.samples[shuffled], batch_size)
+    if not near < best / 2:
+        return ""
+    return (
+        f"WARNING: {loader.dataset.name} is sorted by class: read near-sequentially, a batch of {batch_size:,} has "
+        f"{near:.0f} classes, in a random order {best:.0f}; pack it again with write_datasets.py, which mixes them, or "
+        "give --data.in_memory=True"
+    )
 
 
 def check_batch(loader: Loader, batch_size: int, accumulate: int) -> Loader:
@@ -115,7 +131,7 @@ def check_batch(loader: Loader, batch_size: int, accumulate: int) -> Loader:
     count, parts = len(loader.samples), loader.world_size * accumulate
     works = f"{count // parts * parts} is the most" if count >= parts else "start fewer processes"
     raise BadInput(
-        f"{loader.header.file_name}: its {count:,} samples are fewer than optim.batch_size={batch_size}, of which only "
+        f"{loader.dataset.name}: its {count:,} samples are fewer than optim.batch_size={batch_size}, of which only "
         f"whole batches are trained on; {works}"
     )
 
@@ -134,7 +150,7 @@ def validation_loader(path: str, reading: Reading, batch_size: int, image_size: 
     pipelines["label_map"] = None
     share = -(-batch_size // reading.processes.world_size)
     identity = aligned(path, reading)
-    labels = identity.index[labels_of(path)]
+    labels = identity.index[open_dataset(path).column("label")]
     loader = reading.loader(path, share, pipelines, order="sequential", labels=labels, drop_last=False)
     loader.identity = identity
     return loader
@@ -146,7 +162,7 @@ def classes_of(path: str, num_classes: int) -> tuple[str, ...] | None:
     Raises:
         BadInput: there are more classes than `num_classes`.
     """
-    contents = read_contents(read_header(path))
+    contents = open_dataset(path).contents
     if contents is None:
         return None
     if len(contents.classes) > num_classes:
@@ -162,8 +178,8 @@ def aligned(path: str, reading: Reading) -> Identity:
     Raises:
         BadInput: see `align`.
     """
-    header = read_header(path)
-    contents, samples, labels = read_contents(header), read_sample_list(header), column(header, "label")
+    dataset = open_dataset(path)
+    contents, samples, labels = dataset.contents, dataset.sample_list(), dataset.column("label")
     index, line = align(contents.classes if contents else None, reading.classes, reading.num_classes, path)
     if line:
         reading.processes.say(line)

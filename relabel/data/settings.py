@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..cores import usable_cores
-from ..settings import Choice, Number, group, setting
+from ..settings import Choice, Files, Number, Shard, group, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,12 @@ class Packing:
     )
     num_workers: int = setting(Number(1, whole=True), "worker processes", usable_cores())
     chunk_size: int = setting(Number(1, whole=True), "images a worker takes at a time", 100)
-    subset: int = setting(Number(-1, whole=True), "pack the first so many images; -1: all", -1)
+    subset: int = setting(Number(-1, whole=True), "pack the first so many images, in order of their names; -1: all", -1)
+    order: str = setting(
+        Choice("random", "sorted"), "how images follow one another in the file; sorted: by class and name", "random"
+    )
+    seed: int = setting(Number(0, whole=True), "of the random order", 0)
+    shard: str = setting(Shard(), "write one of N parts of that order, as NAME-K-of-N.beton; empty: all in one", "")
     on_error: str = setting(
         Choice("stop", "skip"), "at a bad image or label map: stop, or leave it out and list it", "stop"
     )
@@ -75,7 +80,7 @@ class Writing:
 class File:
     """what to check"""
 
-    path: str = setting(str, "the .beton")
+    path: str = setting(Files(), "the .beton, or several shards")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,24 @@ from ..processes import hide_progress
 from ..progress import Progress
 from .beton import column, read_header
 from .contents import fields_checksum, read_contents, read_sample_list
+from .dataset import files_of, open_dataset
 from .writer import checksum_of
 
 
-def verify(path: str) -> int:
-    """Read the whole file once; returns the number of samples.
+def verify(name: str) -> int:
+    """Read a file, or each of several (see `files_of`), once; returns the number of samples.
 
     Raises:
-        BadInput: samples are damaged, which are named, or the table of labels is, or the file has no checksums.
+        BadInput: samples are damaged, which are named, or the table of labels is, or a file has no checksums. Several
+            files are also refused where they are not all the shards of one packing.
     """
+    files = files_of(name)
+    if len(files) > 1:
+        open_dataset(name)
+    return sum(map(_verify, files))
+
+
+def _verify(path: str) -> int:
     header = read_header(path)
     contents, samples = read_contents(header), read_sample_list(header)
     if contents is None or samples is None:

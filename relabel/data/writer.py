@@ -23,8 +23,8 @@ import ffcv_fields  # noqa: F401 - before FFCV
 import cv2
 import numpy as np
 from ffcv.fields.base import Field
-from ffcv.memory_allocator import MemoryAllocator
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
+from ffcv.utils import align_to_page
 from ffcv.writer import DatasetWriter
 
 from ..errors import BadInput, BadSample, WorkerFailed
@@ -32,6 +32,7 @@ from ..files import atomic
 from ..locks import exclusive
 from ..progress import Progress
 from .contents import Contents, SampleList, fields_checksum, write_contents
+from .pages import Layout, Sample, SampleWriter, TooLarge
 
 PAGE_SIZE = 8 << 20  # FFCV's default; no sample may be larger
 
@@ -44,35 +45,6 @@ class Packed:
     skipped: list[Any] = field(default_factory=list)
     notes: list[Any] = field(default_factory=list)
     checksums: dict[int, int] = field(default_factory=dict)  # by index in `samples`
-
-
-class _TooLarge(Exception):
-    """A sample that does not fit a page."""
-
-
-class _PageAllocator(MemoryAllocator):
-    """FFCV's allocator, writing each page to its own place in the file, whole, in any order."""
-
-    def malloc(self, size: int) -> tuple[int, np.ndarray]:
-        if size > self.page_size:
-            raise _TooLarge(f"takes {size:,} bytes, more than a page ({self.page_size:,}); lower cfg.max_resolution")
-        return super().malloc(size)
-
-    def __enter__(self) -> None:
-        self.fp = open(self.fname, "r+b", buffering=0)
-
-    def flush_page(self) -> None:
-        if self.my_page < 0:
-            return
-        rest, at = memoryview(self.page_data), self.offset + self.my_page * self.page_size
-        while rest:
-            written = os.pwrite(self.fp.fileno(), rest, at)
-            rest, at = rest[written:], at + written
-
-    def forget_sample(self) -> None:
-        """Give up the space of the current sample, whose encoding failed."""
-        while self.allocations and self.allocations[-1][0] == self.current_sample_id:
-            self.allocations.pop()
 
 
 Description = tuple[Contents, Sequence[str], Sequence[str]]  # and the names of samples kept, and left out
@@ -178,9 +150,9 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Shared:
-    """Shared by the workers: the pages, the next sample; of each worker how many it has done and which it is at."""
+    """Shared by the workers: where data go, the next sample; of each worker how many it has done and which it is at."""
 
-    allocator: _PageAllocator
+    layout: Layout
     next_sample: Any
     done: Any
     current: Any
@@ -188,8 +160,9 @@ class _Shared:
 
 def _run_workers(writer: DatasetWriter, job: _Job) -> tuple[Packed, np.ndarray]:
     context, samples = multiprocessing.get_context("fork"), job.samples  # `load` and its tables are shared, not copied
+    start = align_to_page(writer.data_region_start, writer.page_size)
     shared = _Shared(
-        _PageAllocator(writer.fname, writer.data_region_start, writer.page_size),
+        Layout(writer.page_size, context.Value(ctypes.c_int64, start), context.Value(ctypes.c_int64, 0)),
         context.Value(ctypes.c_int64, 0),
         context.RawArray(ctypes.c_int64, writer.num_workers),
         context.RawArray(ctypes.c_int64, [-1] * writer.num_workers),
@@ -231,6 +204,7 @@ def _run_workers(writer: DatasetWriter, job: _Job) -> tuple[Packed, np.ndarray]:
             process.kill()
         for process in workers:
             process.join()
+    os.truncate(writer.fname, align_to_page(shared.layout.end.value, writer.page_size))  # the last page is whole too
     packed.skipped.sort(key=lambda item: item[0])
     return packed, np.concatenate(allocations)
 
@@ -256,55 +230,39 @@ def _work(rank: int, parent: int, sender: Connection, writer: DatasetWriter, job
     cv2.setNumThreads(1)  # there is a worker for each core
     try:
         total, samples = len(job.samples), job.samples
-        allocator = shared.allocator
         metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
         columns = [metadata[name] for name in writer.metadata_type.names]
         encoders, checksums = list(writer.fields.values()), {}
-        with allocator:
-            while os.getppid() == parent:
-                with shared.next_sample.get_lock():
-                    first = shared.next_sample.value
-                    shared.next_sample.value = first + job.workers.chunk_size
-                if first >= total:
-                    break
-                for index in range(first, min(first + job.workers.chunk_size, total)):
-                    shared.current[rank] = index
-                    allocator.set_current_sample(index)
-                    try:
-                        checksums[index] = _encode(index, job.load(index), encoders, columns, allocator)
-                    except _TooLarge as error:
-                        allocator.forget_sample()
-                        sender.send(("bad", (index, BadSample(samples[index], str(error)))))
-                    except BadSample as bad:
-                        allocator.forget_sample()
-                        sender.send(("bad", (index, bad)))
-                    shared.done[rank] += 1
-        table = np.array(allocator.allocations, dtype=ALLOC_TABLE_TYPE)
+        file = SampleWriter(writer.fname, shared.layout, columns, parent)
+        while os.getppid() == parent:
+            with shared.next_sample.get_lock():
+                first = shared.next_sample.value
+                shared.next_sample.value = last = min(first + job.workers.chunk_size, total)
+            if first >= total:
+                break
+            file.begin(first, last)
+            for index in range(first, last):
+                shared.current[rank] = index
+                sample = Sample(index, writer.page_size)
+                try:
+                    for column, encoder, value in zip(columns, encoders, job.load(index), strict=True):
+                        encoder.encode(column[index : index + 1], value, sample.malloc)
+                    checksums[index] = checksum_of(sample.pieces)
+                    file.add(sample)
+                except TooLarge as error:
+                    sender.send(("bad", (index, BadSample(samples[index], str(error)))))
+                except BadSample as bad:
+                    sender.send(("bad", (index, bad)))
+                shared.done[rank] += 1
+            file.end()
+        file.finish()
+        table = np.array(file.allocations, dtype=ALLOC_TABLE_TYPE)
         sender.send(("done", (table.tobytes(), checksums, job.note())))
     except BaseException:
         sender.send(("failed", traceback.format_exc()))
     finally:
         sender.close()
         os._exit(0)  # no exit handlers of the parent's copied state
-
-
-def _encode(index, values, encoders, columns, allocator):
-    """Store a sample; returns its checksum."""
-    for attempt in range(2):
-        stored: list[np.ndarray] = []
-
-        def malloc(size, stored=stored):
-            pointer, storage = allocator.malloc(size)
-            stored.append(storage)
-            return pointer, storage
-
-        try:
-            for column, encoder, value in zip(columns, encoders, values, strict=True):
-                encoder.encode(column[index : index + 1], value, malloc)
-            return checksum_of(stored)
-        except MemoryError:  # the page was full: once more, on a fresh one
-            if attempt == 1:
-                raise
 
 
 def checksum_of(stored: Iterable[np.ndarray]) -> int:
@@ -323,7 +281,8 @@ def _finish(
 ) -> None:
     """Metadata of the samples kept, contents, allocation table and header, on disk."""
     total = writer.num_samples
-    metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)[packed.kept]
+    rows = np.frombuffer(writer.metadata_sm.buf, f"V{writer.metadata_type.itemsize}", total)  # with what pads them
+    metadata = rows[packed.kept]
     number = np.full(total, -1)
     number[packed.kept] = np.arange(len(packed.kept))
     allocations = allocations.copy()

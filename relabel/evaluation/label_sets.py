@@ -73,20 +73,23 @@ def imagenet_index(classes: Sequence[str] | None, num_classes: int, file: str) -
     return {**found, **dict(enumerate(found.values()))}
 
 
-def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndarray:
+def read_multilabels(file: str, identity: Identity, num_classes: int, labels: np.ndarray | None = None) -> np.ndarray:
     """Sets of right classes of a validation set: JSON, `{"CLASS/IMAGE.jpg": ["CLASS", ...], ...}`, by names.
 
-    Also understood: one list with a list of class indices (of the data's class list) for each sample, in their order.
+    Also understood: one list with a list of class indices (of the data's class list) for each sample, in the order of
+    their paths (torchvision ImageFolder's), whatever order they were packed in.
 
     Args:
         identity: of the validation set.
         num_classes: of the network.
+        labels: int64 `[N]`, the single labels for the network, by which a list in another order is found out.
 
     Returns:
         bool `[N, num_classes]`; a row without any class is a sample that is not counted.
 
     Raises:
-        BadInput: no such file, contents of another form or length, a sample or class that is unknown; named.
+        BadInput: no such file, contents of another form or length, a sample or class that is unknown; named. Also a
+            list without names that rarely has the single labels: it is in another order.
     """
     content, count = read_json(file), len(identity.names)
     known: dict[Any, int] = {i: int(j) for i, j in enumerate(identity.index)}
@@ -103,14 +106,27 @@ def read_multilabels(file: str, identity: Identity, num_classes: int) -> np.ndar
             seen[sample] = name
             _set_classes(right[sample], classes, known, file, name)
     elif isinstance(content, list) and len(content) == count:
-        for i, classes in enumerate(content):
-            _set_classes(right[i], classes, known, file, f"entry {i}")
+        for i, (sample, classes) in enumerate(zip(identity.by_path(), content, strict=True)):
+            _set_classes(right[sample], classes, known, file, f"entry {i}")
     else:
         size = f"has {len(content)} entries; " if isinstance(content, list) else ""
         raise BadInput(f"{file}: {size}must name each of the {count} samples' classes, or list them in order")
     if not right.any():
         raise BadInput(f"{file}: no sample has a right class")
+    if isinstance(content, list) and labels is not None:
+        _check_order(file, right, labels)
     return right
+
+
+def _check_order(file: str, right: np.ndarray, labels: np.ndarray) -> None:
+    """Raise BadInput where clearly fewer than half of the single labels are among their samples' right classes."""
+    counts = right.any(1)
+    share = float(right[np.arange(len(right)), labels][counts].mean())
+    if share + 1.5 / np.sqrt(counts.sum()) < 0.5:  # three standard errors of a half
+        raise BadInput(
+            f"{file}: lists classes in the order of the samples' paths, but only {100 * share:.1f} % of the single "
+            'labels are among these: it is in another order; name the samples, {"CLASS/IMAGE.jpg": ["CLASS", ...]}'
+        )
 
 
 def read_real(file: str, samples: Sequence[str], num_classes: int, classes: Sequence[str] | None = None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..settings import Choice, Flag, Number, group, setting
+from ..settings import Choice, Files, Flag, Number, group, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Model:
 class Data:
     """what to evaluate on: .beton files or folders; empty: not"""
 
-    val: str = setting(str, "ImageNet's validation set: top-1, top-5", "")
+    val: str = setting(Files(), "ImageNet's validation set: top-1, top-5", "")
     real: str = setting(str, "ReaL's real.json, for the images of data.val", "")
     multilabel_records: str = setting(str, "Shankar et al.'s human_accuracy_*.json, for the images of data.val", "")
     fgsm: float = setting(Number(0, 255), "FGSM on data.val: epsilon, a change of each pixel, of 255; 0: not", 0.0)

@@ -13,11 +13,11 @@ from ffcv_fields.label_map import pack_label_map, unpack_label_map
 from ffcv.fields.rgb_image import IMAGE_MODES
 from PIL import Image
 
-from ..data.beton import column, read_header
 from ..data.classes import IMAGENET_CLASSES, imagenet_classes
-from ..data.contents import read_contents, read_sample_list
+from ..data.dataset import open_dataset
 from ..data.label_map_files import read_manifest
 from ..data.label_map_set import open_label_maps
+from ..data.storage import map_files
 from ..errors import BadInput
 from ..sources.opening import open_source
 from .annotator import DenseAnnotator, Preprocessing
@@ -64,7 +64,7 @@ def pool_one(
 
 
 class Samples:
-    """The images with label maps of a folder, or of a `.beton`, in order.
+    """The images with label maps of a source, or of a `.beton` or its shards, in order.
 
     `classes` are the folders'; `map_classes` those that the maps name; `label_of` is the index in `map_classes` of each
     of `classes` (-1: it has none); `remarks` say what was found out of the maps.
@@ -107,21 +107,19 @@ class Samples:
         self._source, self._read = source, self._from_source
 
     def _open_beton(self, path: str) -> None:
-        self._header, self._data = read_header(path), np.memmap(path, np.uint8, "r")
-        field = self._header.handlers.get("label_map")
+        dataset = open_dataset(path)
+        field = dataset.handlers.get("label_map")
         if field is None:
             raise BadInput(f"{path}: holds no label maps")
         self._field, self.axis_order, self.scores = field, field.imported_axis_order, field.scores
-        self._columns = {name: column(self._header, name) for name in self._header.field_names}
-        self.total = int(self._header.num_samples)
+        self._data, self.total = map_files(dataset), dataset.num_samples
+        self._columns = {name: dataset.column(name) for name in dataset.field_names}
         self._entries = np.flatnonzero(self._columns["label_map"]["present"] == 1).tolist()
-        contents, samples = read_contents(self._header), read_sample_list(self._header)
+        contents, samples = dataset.contents, dataset.sample_list()
         self.classes = contents.classes if contents else tuple(f"class {i}" for i in range(field.num_classes))
         self.map_classes = self.classes
         self._names = samples.names if samples else tuple(f"sample {i}" for i in range(self.total))
-        self._sizes = dict(
-            zip(self._header.alloc_table["ptr"].tolist(), self._header.alloc_table["size"].tolist(), strict=True)
-        )
+        self._sizes = dict(zip(dataset.addresses.tolist(), dataset.sizes.tolist(), strict=True))
         self._read = self._from_beton
 
     def __len__(self) -> int:

@@ -126,9 +126,10 @@ class RunFolder:
             BadInput: it is within an epoch, whose order of samples is another now.
         """
         was = saved.get("data") or {}
-        changed = [name for name in was if was[name] != now[name]]
+        changed = [name for name in was if was[name] != now.get(name)]
         before = steps if saved["losses"] is None else len(saved["losses"])
-        again = before != steps or "samples" in changed or ("metadata_crc" in changed and now["order"] != "random")
+        again = before != steps or bool({"samples", "names"} & set(changed))
+        again |= "metadata_crc" in changed and now["order"] != "random"
         if saved["step"] and again:
             count = f" of {was['samples']:,} samples" if was else ""
             raise BadInput(
@@ -136,7 +137,7 @@ class RunFolder:
                 f"otherwise now, {now['samples']:,} samples, {steps} steps. Use the .beton of that run; or begin "
                 f"another logging.folder, from its weights with --model.weights={self.path / CHECKPOINTS[0]}"
             )
-        if not {"samples", "metadata_crc"} & set(changed):
+        if not {"samples", "names", "metadata_crc"} & set(changed):
             return ""
         return f"{now['path']}: not the file of the checkpoint; {was['samples']:,} samples then, {now['samples']:,} now"
 

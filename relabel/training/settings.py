@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..settings import Choice, Flag, Number, group, setting
+from ..settings import Choice, Files, Flag, Number, group, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,10 @@ class CutMix:
 class Data:
     """datasets, and how images are cropped and augmented"""
 
-    train_dataset: str = setting(str, "the training .beton; packed from data.data_path if missing", "")
-    val_dataset: str = setting(str, "the validation .beton; the same", "")
+    train_dataset: str = setting(
+        Files(), "the training .beton, or all its shards; one file is packed from data.data_path if missing", ""
+    )
+    val_dataset: str = setting(Files(), "the validation .beton; the same", "")
     data_path: str = setting(
         str, "the folder of train/ and val/, or of ImageNet as it was downloaded, to pack from", ""
     )
