@@ -145,6 +145,12 @@ def test_a_size_beyond_8_gib_is_understood(tmp_path):
         assert list(index.sizes) == [9 << 30] and list(index.offsets) == [len(header)]
 
 
+def test_the_index_of_an_archive_is_reported_while_it_grows(trees, tmp_path):
+    seen = []
+    index = index_tar(make.train_tar(trees[0], tmp_path / "train.tar"), seen.append)
+    assert len(seen) == 5 and sum(seen) == len(index) == 24
+
+
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_a_damaged_member_is_named_and_nothing_is_written(trees, tmp_path, on_error):
     path = make.train_tar(trees[0], tmp_path / "train.tar")

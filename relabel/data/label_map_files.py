@@ -25,6 +25,7 @@ import torch
 from ffcv_fields.label_map import SCORES
 
 from ..errors import BadSample
+from ..progress import Progress
 from ..sources.archived import Archives
 from ..sources.tar import TarIndex, index_tar
 from .label_lists import Row, read_label_list
@@ -173,7 +174,8 @@ def _archived(root: Path, classes: Sequence[str]) -> list[tuple[str, Source]]:
 
 def _packed(root: Path, classes: Sequence[str]) -> list[tuple[str, Source]]:
     """Those of a tar, whose class folders may stand in inner folders."""
-    index, known = index_tar(root), set(classes)
+    with Progress(f"index of {root.name}", None, "members") as progress:
+        index, known = index_tar(root, progress.update), set(classes)
     tar = TarOfMaps(index, Archives([root]))
     rows = [row for row, name in enumerate(index.names) if os.path.splitext(name)[1] in SUFFIXES and "/." not in name]
     parts = ((index.names[row].split("/")[:-1], row) for row in rows)

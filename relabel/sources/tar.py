@@ -20,6 +20,7 @@ from ..errors import BadSample
 BLOCK = 512  # bytes: headers and members begin at multiples of it
 GREATEST_NAME = 1 << 20  # bytes of a member that holds the next one's name
 READ_AT_ONCE = 1 << 20
+AT_A_TIME = 10_000  # members, between two reports
 AT_ONCE = 16  # archives scanned at a time: the scan waits for the disk, not for the processor
 FILES, SKIPPED, LINKS = (b"0", b"\0", b"7"), (b"3", b"4", b"6", b"K", b"g", b"V"), (b"1", b"2")
 PACKED = {  # by a file's first bytes
@@ -50,8 +51,13 @@ class TarIndex:
         return f"{self.path}: member {self.names[row]}"
 
 
-def index_all(paths: list[Path], seen: Callable[[int], Any] = lambda count: None) -> list[TarIndex]:
-    """The indices of several archives; `seen` is told how many more members were found. Raises as `index_tar`."""
+Seen = Callable[[int], Any]  # is told how many more members were found
+
+
+def index_all(paths: list[Path], seen: Seen = lambda count: None) -> list[TarIndex]:
+    """The indices of several archives. Raises as `index_tar`."""
+    if len(paths) == 1:
+        return [index_tar(paths[0], seen)]
     with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
         found = []
         for index in pool.map(index_tar, paths):
@@ -60,7 +66,7 @@ def index_all(paths: list[Path], seen: Callable[[int], Any] = lambda count: None
         return found
 
 
-def index_tar(path: Path) -> TarIndex:
+def index_tar(path: Path, seen: Seen = lambda count: None) -> TarIndex:
     """The index of an archive, or of the archives that it consists of where all its members are tars themselves.
 
     Of such an archive, a file's name is `MEMBER.tar/NAME`.
@@ -75,20 +81,22 @@ def index_tar(path: Path) -> TarIndex:
     try:
         index, end = TarIndex(path), os.fstat(file).st_size
         _refuse_packed(path, os.pread(file, 8, 0))
-        for name, offset, size in _members(file, 0, end, str(path)):
+        for number, (name, offset, size) in enumerate(_members(file, 0, end, str(path)), 1):
             _add(index, name, offset, size)
+            if number % AT_A_TIME == 0:
+                seen(AT_A_TIME)
         inner = [name.lower().endswith(".tar") for name in index.names]
         if not any(inner):
             return index
         if not all(inner):
             odd = index.member(inner.index(False))
             raise BadSample(odd, "stands beside tars: give an archive of class tars only, or of images only")
-        return _nested(file, index)
+        return _nested(file, index, seen)
     finally:
         os.close(file)
 
 
-def _nested(file: int, outer: TarIndex) -> TarIndex:
+def _nested(file: int, outer: TarIndex, seen: Seen) -> TarIndex:
     """The index of all tars in a tar."""
     index = TarIndex(outer.path)
 
@@ -101,6 +109,7 @@ def _nested(file: int, outer: TarIndex) -> TarIndex:
             for inner, offset, size in members:
                 _add(index, f"{name}/{inner}", offset, size)
             index.folders.append(name)
+            seen(len(members))
     return index
 
 
