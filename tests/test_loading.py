@@ -89,8 +89,9 @@ def test_a_failure_in_the_loader_s_thread_is_raised_where_batches_are_read(beton
         labels_of(loader, 0)
 
 
-def test_leaving_an_epoch_early_ends_its_thread(beton):
-    loader = make_loader(beton, labels_only(), batch_size=2)
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_leaving_an_epoch_early_ends_its_threads(beton, os_cache):
+    loader = make_loader(beton, labels_only(), batch_size=2, os_cache=os_cache)
     before = threading.active_count()
     for epoch in range(20):
         batches = loader.epoch(epoch)
