@@ -26,7 +26,7 @@ class Model:
 class Data:
     """the images"""
 
-    data_dir: str = setting(str, "folder of images, one folder per class")
+    data_dir: str = setting(str, "images: class folders, or archives, as cfg.data_dir of write_datasets.py")
     num_workers: int = setting(Number(0, whole=True), "processes that decode, for each GPU", usable_cores())
     on_error: str = setting(Choice("stop", "skip"), "at a bad image: stop, or leave it out and list it", "stop")
 
@@ -68,9 +68,9 @@ def inspection_arguments(description: str | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", help="folder of images (with --label-maps)")
+    source.add_argument("--images", help="images: class folders, or archives (with --label-maps)")
     source.add_argument("--beton", help="a .beton with label maps")
-    parser.add_argument("--label-maps", help="the tree or archive of label maps")
+    parser.add_argument("--label-maps", help="label maps, as cfg.label_map_dir of write_datasets.py")
     parser.add_argument("--axis-order", choices=("auto", "xy", "yx"), default="auto", help="of the tree or archive")
     parser.add_argument(
         "--num-classes", type=int, default=1000, help="classes of the annotator, if no manifest names them [1000]"

@@ -26,7 +26,7 @@ class Relabel:
     pairing: str = setting(
         Choice("image", "official"), "region to pool. image: the crop's; official: the official code's", "image"
     )
-    path: str = setting(str, "folder of label maps, to pack from", "")
+    path: str = setting(str, "label maps, to pack from: as cfg.label_map_dir of write_datasets.py", "")
 
 
 @dataclass(frozen=True, kw_only=True)
