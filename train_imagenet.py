@@ -51,7 +51,7 @@ from relabel.data.verification import verify
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
 from relabel.evaluation.predictions import evaluate
-from relabel.models import build_model, check_input, compiled, load_weights, start_from
+from relabel.models import build_model, check_input, compiled, load_weights, set_prior, start_from
 from relabel.precision import Precision, precision_of
 from relabel.processes import Processes, decoding_threads, join, start_one_process_a_gpu, use_all_cores
 from relabel.training.augment import augment, cutmix, rng_of_step
@@ -145,6 +145,8 @@ def make_network(settings: Settings, processes: Processes) -> Module:
     """With random weights, on this process's device; what it does not take is refused before the first step."""
     model, optim, size = settings.model, settings.optim, settings.data.image_size
     network = build_model(model.arch, model.num_classes, 1 - optim.bn.momentum, optim.bn.eps, model.use_blurpool)
+    if optim.loss == "bce":
+        set_prior(network, model.num_classes)
     check_input(network.eval(), model.arch, 1, [settings.validation.resolution or size])
     if not settings.util.test_only:
         batch = processes.share(optim.batch_size, optim.accumulate) * (processes.world_size if model.sync_bn else 1)

@@ -1,6 +1,7 @@
 """Networks by name (torchvision's, and timm's as `timm/NAME`), BlurPool, and weights from a checkpoint."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -173,6 +174,17 @@ def head_layers(model: nn.Module) -> list[str]:
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     known = [name for name in ((names,) if isinstance(names, str) else names) if f"{name}.weight" in own]
     return known or [own[-1].rpartition(".")[0]]
+
+
+def set_prior(model: nn.Module, num_classes: int) -> None:
+    """Let the sigmoid of each class begin at `1 / num_classes`, by the bias of the head, for a binary cross-entropy.
+
+    Beginning at 1/2, 1,000 classes at once pull the logits down, at SGD's learning rates far beyond where they belong.
+    """
+    for name in head_layers(model):
+        bias = getattr(model.get_submodule(name), "bias", None)
+        if isinstance(bias, torch.Tensor):
+            nn.init.constant_(bias, -math.log(num_classes - 1))
 
 
 def compiled(model: nn.Module, sizes: int, **keywords: Any) -> nn.Module:

@@ -5,6 +5,7 @@ import timm.loss
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
+from relabel.models import build_model, head_layers, set_prior
 from relabel.training.targets import soft_loss
 
 
@@ -63,3 +64,34 @@ def test_binary_cross_entropy_is_least_where_each_sigmoid_is_its_target():
     at_best = targets.logit().requires_grad_()
     (gradient,) = torch.autograd.grad(soft_loss(at_best, targets, "bce"), at_best)
     assert gradient.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm/rexnet_100", "timm/test_vit"])
+def test_each_sigmoid_begins_at_its_share_of_the_classes(arch):
+    model, images = build_model(arch, 100).eval(), torch.zeros(1, 3, 160, 160)
+    set_prior(model, 100)
+    (head,) = head_layers(model)
+    assert torch.allclose(model.get_submodule(head).bias.sigmoid(), torch.full((100,), 0.01))
+    assert model(images).sigmoid().mean().item() == pytest.approx(0.01, abs=0.005)
+    target = torch.full((1, 100), 0.01)
+    assert soft_loss(model(images), target, "bce").item() == pytest.approx(5.6, abs=0.6)  # 100 x the entropy of 0.01
+
+
+def test_with_its_prior_the_first_steps_of_1_000_classes_do_not_overshoot():
+    """SGD at a small learning rate: without it the logits are pulled from 0 to far below log(1/1000) = -6.9."""
+    deepest = {}
+    for prior in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(512, 1000))
+        if prior:
+            set_prior(model, 1000)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        logits = []
+        for _ in range(12):
+            images, labels = torch.rand(16, 512), torch.randint(1000, (16,))  # as after ReLU and pooling: positive
+            logits.append(model(images))
+            optimizer.zero_grad()
+            soft_loss(logits[-1], one_hot(labels, 1000).float(), "bce").backward()
+            optimizer.step()
+        deepest[prior] = min(answer.mean().item() for answer in logits)
+    assert deepest[True] > -9 and deepest[False] < -20
