@@ -179,7 +179,7 @@ def test_data_that_were_packed_again_are_seen_at_the_start(tmp_path):
         (tmp_path / "images" / f"class{number % 8}" / f"img{number:03d}.jpg").unlink()
     (tmp_path / "maps").rename(tmp_path / "all_maps")
     write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", 96))
-    assert run(*packing, "--cfg.jpeg_quality=80").returncode == 0
+    assert run(*packing, "--cfg.jpeg=encode", "--cfg.jpeg_quality=80").returncode == 0
     resumed = run(*arguments)
     assert resumed.returncode == 0 and "not the file of the checkpoint; 96 samples then, 96 now" in resumed.stdout
     write_label_maps(tmp_path / "maps", write_images(tmp_path / "images", 98))
