@@ -284,7 +284,7 @@ def validation_pixels() -> str:
             photograph.save(place / "0.png")
         path = f"{folder}/val.beton"
         with redirect_stdout(sys.stderr):
-            pack_apart(Packing(data_dir=f"{folder}/images", write_path=path, write_mode="raw", num_workers=1))
+            pack_apart(Packing(data_dir=f"{folder}/images", write_path=path, write_mode="raw", order="sorted"))
             loader = validation_loader(path, Reading(4, join(-1, "gloo"), num_workers=1), 4, 224, 0.875)
         (images,) = (batch.images.clone() for batch in loader)
     if images.dtype != torch.uint8:
