@@ -1,5 +1,5 @@
 # make demo            set up, and run the main job on a small scale
-# make label-map-demo  label maps of real photographs, and pictures of what they say
+# make label-map-demo  label maps of real photographs, and a page of what they say
 # make test            set up, lint, and run the tests
 # make lint            ruff and mypy alone
 # make gpu-check       on a machine with an NVIDIA GPU: parity, speed and memory in one table, within 9 minutes

@@ -4,10 +4,17 @@
     python inspect_label_maps.py --images ILSVRC/train --label-maps label_maps
   a .beton, and whether its axis order is right, by an annotator:
     python inspect_label_maps.py --beton train.beton --annotator efficientnet-lite0
+  a run: its curves, and the training images that are hardest for its network or most relabelled:
+    python inspect_label_maps.py --run runs/relabel_rn50
 
-Writes to --out one PNG per image (the image, where its best classes are, random crops with their pooled labels) and
-index.html with all of them and the quality report, which is printed too: coverage, how often the single label is the
-pooled map's top-1 or among its top-5, entropy, how many images have several labels.
+Writes one HTML page, --out, that needs no network and no other file: choose an image, drag and resize a crop on it, and
+see its pooled target; with the label map over the image, both axis orders, random crops as training draws them, and
+the quality report, which is printed too: coverage, how often the single label is the pooled map's top-1 or among its
+top-5, entropy, how many images have several labels.
+
+Of a run, --most training images, drawn by its seed, go through its network as validation crops them, and half of the
+--count on the page are the hardest of them: those whose loss is highest above the entropy of their target. The others
+are those whose single label has least of the pooled target.
 
 Exit codes: 0 done; 1 bad data, or the axis order is wrong.
 """
@@ -18,36 +25,36 @@ if __name__ == "__main__":  # the arguments are read first: the libraries take s
     arguments = inspection_arguments(__doc__)
 
 import argparse
-import html
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ffcv_fields import CropSampler
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from relabel.commands import run_command
 from relabel.data.orientation import orientation
 from relabel.errors import BadInput
+from relabel.files import in_units
 from relabel.imagenet import imagenet_classes, imagenet_names
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing, annotator_network
-from relabel.label_maps.inspection import Sample, Samples, axis_agreement, quality
-from relabel.processes import use_all_cores
+from relabel.label_maps.inspection import Samples, axis_agreement, quality
+from relabel.label_maps.page import page_data, write_page
+from relabel.processes import join, use_all_cores
+from relabel.training.finished import FinishedRun
 
-HEAT_MAPS, CROPS = 3, 4
 AXIS_CHECK_IMAGES = 32
 
 
 def main(arguments: argparse.Namespace) -> int:
     use_all_cores()
-    samples = Samples(
-        arguments.beton or arguments.images, arguments.label_maps or "", arguments.axis_order, arguments.num_classes
-    )
+    run = FinishedRun(arguments.run, join(-1, "gloo")) if arguments.run else None
+    source = run.data if run else arguments.beton or arguments.images
+    samples = Samples(source, arguments.label_maps or "", arguments.axis_order, arguments.num_classes)
     names = class_names(samples, arguments.class_names)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    temperature = run.settings["data.relabel.temperature"] if run else arguments.temperature or 1.0
 
-    figures = quality(samples, arguments.temperature, arguments.most)
+    figures = quality(samples, temperature, arguments.most)
     single = f"the pooled map's best class in {figures['top_1']:.1f} %, among its five best in {figures['top_5']:.1f} %"
     several = f"{figures['multi_label']:.1f} % have a second class that is best at a tenth of the cells or more"
     report = [
@@ -78,17 +85,52 @@ def main(arguments: argparse.Namespace) -> int:
         code = 0 if right else 1
     print("\n".join(report))
 
-    chosen = np.linspace(0, len(samples) - 1, min(arguments.count, len(samples))).round().astype(int)
-    pictures = []
-    for number, index in enumerate(chosen):
-        pictures.append(f"{number:03d}.png")
-        sample = samples[int(index)]
-        label = samples.label_of[sample.label]
-        title = names[label] if label >= 0 else samples.classes[sample.label]
-        draw(sample, int(index), names, title, arguments.temperature, arguments.out / pictures[-1])
-    (arguments.out / "index.html").write_text(page(report, pictures))
-    print(f"{arguments.out}/index.html: {len(pictures)} images")
+    if run:
+        data = page_of_run(run, samples, names, report, arguments)
+    else:
+        chosen = np.linspace(0, len(samples) - 1, min(arguments.count, len(samples))).round().astype(int).tolist()
+        data = page_data(samples, chosen, names, len(names), temperature, CropSampler(0))
+        data |= {"title": f"Label maps of {source}", "report": report}
+    size = write_page(arguments.out, data)
+    print(f"{arguments.out}: {len(data['images'])} images, {in_units(size)}")
     return code
+
+
+def page_of_run(
+    run: FinishedRun, samples: Samples, names: list[str], report: list[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """What the page of a run shows: the hardest and the most relabelled of some training images, and the curves."""
+    setting, seed = run.settings, run.settings["compute.seed"]
+    samples.labels = run.labels
+    kept = [place for place, number in enumerate(samples.numbers) if run.labels[number] >= 0]
+    drawn = np.random.default_rng(seed).permutation(kept)[: arguments.most].tolist()
+    found = run.difficulties([samples.numbers[place] for place in drawn])
+    by_excess = sorted(drawn, key=lambda place: -found[samples.numbers[place]].excess)
+    by_share = sorted(drawn, key=lambda place: found[samples.numbers[place]].share)
+    chosen = list(dict.fromkeys(place for pair in zip(by_excess, by_share, strict=True) for place in pair))
+    crops = CropSampler(seed, scale=(setting["data.rrc_minimum"], 1.0))
+    temperature = setting["data.relabel.temperature"]
+    data = page_data(samples, chosen[: arguments.count], names, run.num_classes, temperature, crops)
+    for image in data["images"]:
+        one = found[image["number"]]
+        image |= {"loss": one.loss, "excess": one.excess, "predicted": one.best, "seen": one.seen}
+    validated = [line["top_1"] for line in run.lines if "top_1" in line]
+    measured = f", top-1 {validated[-1]:.2f} %" if validated else ""
+    lines = [
+        f"{setting['model.arch']}, {run.epoch} of {setting['optim.epochs']} epochs{measured}; {run.trained_on()}",
+        f"of {len(drawn):,} training images, drawn by seed {seed}: those that are hardest for the network, and those "
+        "whose single label has least of the target",
+        "loss: of the network's prediction for the region that validation crops against the target of that region, "
+        "without augmentation, CutMix and label smoothing; above its target's entropy: what a prediction could avoid",
+        *([f"{run.data} is not the file that the run was trained on: it was packed again"] if run.packed_again else []),
+        *report,
+    ]
+    return data | {
+        "title": f"Run {run.path}",
+        "report": lines,
+        "exchanged": run.exchanged,
+        "run": {"lines": run.lines},
+    }
 
 
 def vertical(samples: Samples, most: int) -> str:
@@ -112,47 +154,5 @@ def class_names(samples: Samples, file: str | None) -> list[str]:
     return imagenet_names() if samples.map_classes == imagenet_classes() else list(samples.map_classes)
 
 
-def draw(sample: Sample, index: int, names: list[str], label: str, temperature: float, file: Path) -> None:
-    """One PNG: the image, heat maps of its best classes over it, random crops and their pooled labels."""
-    crops = CropSampler(0, flip_prob=0.0)
-    take, _ = crops.compile()
-    width, height = sample.image.size
-    boxes = []
-    for crops.epoch in range(CROPS):
-        y, x, h, w = take(index, height, width)
-        boxes.append((x / width, y / height, (x + w) / width, (y + h) / height))
-    whole = sample.targets(np.array([[0.0, 0, 1, 1]]), len(names), temperature)[0]
-    targets = sample.targets(np.array(boxes), len(names), temperature)
-    figure = Figure(figsize=(14, 7.4), layout="constrained")
-    axes = figure.subplots(2, 4)
-    axes[0, 0].imshow(sample.image)
-    axes[0, 0].set_title(f"{Path(sample.name).name}\nsingle label: {label}", fontsize=9)
-    for axis, best in zip(axes[0, 1:], np.argsort(-whole)[:HEAT_MAPS], strict=True):
-        heat = np.where(sample.classes == best, sample.scores, 0).sum(0)
-        axis.imshow(sample.image)
-        axis.imshow(heat, cmap="inferno", alpha=0.6, extent=(0, width, height, 0), vmin=0, interpolation="nearest")
-        axis.set_title(f"{names[best]}\npooled over the image: {whole[best]:.2f}", fontsize=9)
-    for i, (axis, (x1, y1, x2, y2)) in enumerate(zip(axes[1], boxes, strict=True)):
-        axis.imshow(sample.image.crop((round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height))))
-        best = np.argsort(-targets[i])[:3]
-        axis.set_title("\n".join(f"{names[c]} {targets[i, c]:.2f}" for c in best), fontsize=9, color=f"C{i}")
-        frame = Rectangle(
-            (x1 * width, y1 * height), (x2 - x1) * width, (y2 - y1) * height, fill=False, color=f"C{i}", linewidth=2
-        )
-        axes[0, 0].add_patch(frame)
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.savefig(file, dpi=80)
-
-
-def page(report: list[str], pictures: list[str]) -> str:
-    """The HTML page."""
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in report)
-    images = "".join(
-        f'<p><img src="{name}" alt="label maps of one image" style="max-width:100%"></p>' for name in pictures
-    )
-    return f"<!doctype html><meta charset='utf-8'><title>Label maps</title><h1>Label maps</h1><ul>{lines}</ul>{images}"
-
-
 if __name__ == "__main__":
-    run_command(partial(main, arguments), interrupted="interrupted; the pictures that were drawn are kept")
+    run_command(partial(main, arguments))

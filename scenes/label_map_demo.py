@@ -36,7 +36,7 @@ def main() -> None:
     command(
         "inspect_label_maps.py", "--images", str(images), "--label-maps", str(maps), "--annotator", LITE0,
         "--temperature=0.4",  # this network's scores on full images of 480 pixels are small
-        "--out", str(FOLDER / "pictures"),
+        "--out", str(FOLDER / "page.html"),
     )  # fmt: skip
 
 

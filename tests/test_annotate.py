@@ -1,5 +1,6 @@
 """Dense annotators of many architectures; label maps written, resumed, packed, inspected and checked."""
 
+import base64
 import json
 
 import numpy as np
@@ -217,26 +218,47 @@ def test_the_quality_report_by_hand(tmp_path):
     assert found["entropy"] == pytest.approx((even + 2 * sure) / 3, abs=1e-4)
 
 
-def test_pictures_and_report_of_a_beton_and_of_a_folder(tmp_path):
+def test_pages_and_reports_of_a_beton_and_of_a_folder(tmp_path):
     files = write_images(tmp_path / "images", 8)
-    write_label_maps(tmp_path / "maps", files)
+    maps = write_label_maps(tmp_path / "maps", files)
     common = ["--num-classes=8", "--count=2"]
     folder = run(
         "inspect_label_maps.py", f"--images={tmp_path}/images", f"--label-maps={tmp_path}/maps", "--axis-order=yx",
-        f"--out={tmp_path}/a", *common,
+        f"--out={tmp_path}/a.html", *common,
     )  # fmt: skip
     assert folder.returncode == 0, folder.stderr
     run(
         "write_datasets.py", f"--cfg.data_dir={tmp_path}/images", f"--cfg.label_map_dir={tmp_path}/maps",
         f"--cfg.write_path={tmp_path}/t.beton", "--cfg.axis_order=yx",
     )  # fmt: skip
-    beton = run("inspect_label_maps.py", f"--beton={tmp_path}/t.beton", f"--out={tmp_path}/b", *common)
+    beton = run("inspect_label_maps.py", f"--beton={tmp_path}/t.beton", f"--out={tmp_path}/b.html", *common)
     assert beton.returncode == 0, beton.stderr
     reports = [result.stdout.splitlines()[:3] for result in (folder, beton)]
     assert reports[0] == reports[1] and "label maps of 100.0 % of 8 images, axis order yx" in reports[0][0]
-    for out in ("a", "b"):
-        assert sorted(p.name for p in (tmp_path / out).iterdir()) == ["000.png", "001.png", "index.html"]
-        assert (tmp_path / out / "index.html").read_text().count("<img") == 2
+    pages = [json.loads(between(tmp_path / f"{name}.html")) for name in "ab"]
+    for page in pages:
+        assert len(page["images"]) == 2 and page["names"] == [f"class{i}" for i in range(8)]
+        for image in page["images"]:
+            scores, classes = decoded(image["map"], page["shape"])
+            tensor = maps[tuple(image["name"].removesuffix(".jpg").split("/"))]
+            assert np.array_equal(scores, tensor[0]) and np.array_equal(classes, tensor[1])
+            assert image["labelName"] == page["names"][image["label"]] == image["name"].split("/")[0]
+            assert image["name"] == files[image["number"]].relative_to(tmp_path / "images").as_posix()
+    assert [image["crops"] for image in pages[0]["images"]] == [image["crops"] for image in pages[1]["images"]]
+    refused = run("inspect_label_maps.py", f"--beton={tmp_path}/t.beton", f"--out={tmp_path}")
+    assert refused.returncode == 2 and f"such as {tmp_path}/page.html" in refused.stderr
+
+
+def between(page):
+    """The JSON in a page."""
+    return page.read_text().partition('id="data">')[2].partition("</script>")[0]
+
+
+def decoded(text, shape):
+    """Scores and classes of a map in a page."""
+    count, content = int(np.prod(shape)), base64.b64decode(text)
+    scores, classes = np.frombuffer(content, "<f4", count), np.frombuffer(content, "<i2", count, 4 * count)
+    return scores.reshape(shape), classes.reshape(shape)
 
 
 def test_the_cat_s_cells_say_cat(tmp_path):

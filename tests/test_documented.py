@@ -42,6 +42,7 @@ SMALLER = {
         "--data.num_workers=0",
         "--optim.epochs=1",
     ],
+    "inspect_label_maps.py --run": ["--most=20"],
     "generate_label_maps.py": ["--maps.image_size=64", "--maps.size=2"],
     "cfg.label_map_dir=birds_maps.npy": ["--cfg.min_agreement=0"],  # the annotator's weights are random
 }
@@ -56,7 +57,7 @@ NOT_RUN = {
     r"--run --gpus 8": "trains ImageNet on 8 GPUs",
 }
 PATHS = {"/home/data/ILSVRC2015": "ILSVRC", "path/to/relabel": "relabel_imagenet"}
-WRITES = re.compile(r"--(?:cfg\.write_path|maps\.path)=(\S+)")
+WRITES = re.compile(r"--(?:cfg\.write_path|maps\.path|logging\.folder)=(\S+)")
 
 
 def documented():

@@ -67,7 +67,9 @@ class Samples:
     """The images with label maps of a source, or of a `.beton` or its shards, in order.
 
     `classes` are the folders'; `map_classes` those that the maps name; `label_of` is the index in `map_classes` of each
-    of `classes` (-1: it has none); `remarks` say what was found out of the maps.
+    of `classes` (-1: it has none); `names` are the samples' paths below the folder that they come from, `numbers` their
+    places among all of the folder's or the file's; `packed`: they are of a `.beton`, whose single labels are `labels`
+    and may be replaced; `remarks` say what was found out of the maps.
 
     Args:
         images: the image folder (with `label_maps`), or a `.beton`.
@@ -83,6 +85,7 @@ class Samples:
         self, images: str, label_maps: str = "", axis_order: str = "auto", num_classes: int = IMAGENET_CLASSES
     ) -> None:
         self.remarks: list[str] = []
+        self.packed = not label_maps
         if label_maps:
             self._open_source(images, Path(label_maps), axis_order, num_classes)
         else:
@@ -101,7 +104,9 @@ class Samples:
         maps = open_label_maps(label_maps, self.map_classes, axis_order, folders=self.classes)
         self._maps, self.axis_order, self.scores = maps, maps.format.axis_order, maps.scores
         self.total, self.remarks = len(source.samples), maps.remarks
-        self._entries: list[Any] = [sample for sample in source.samples if sample.key in maps.sources]
+        self.numbers = [i for i, sample in enumerate(source.samples) if sample.key in maps.sources]
+        self._entries: list[Any] = [source.samples[i] for i in self.numbers]
+        self.names = [sample.name for sample in self._entries]
         if not self._entries:
             raise BadInput(f"{label_maps}: holds no label map of an image in {images}")
         self._source, self._read = source, self._from_source
@@ -114,11 +119,13 @@ class Samples:
         self._field, self.axis_order, self.scores = field, field.imported_axis_order, field.scores
         self._data, self.total = map_files(dataset), dataset.num_samples
         self._columns = {name: dataset.column(name) for name in dataset.field_names}
-        self._entries = np.flatnonzero(self._columns["label_map"]["present"] == 1).tolist()
+        self.labels = self._columns["label"]
+        self._entries = self.numbers = np.flatnonzero(self._columns["label_map"]["present"] == 1).tolist()
         contents, samples = dataset.contents, dataset.sample_list()
         self.classes = contents.classes if contents else tuple(f"class {i}" for i in range(field.num_classes))
         self.map_classes = self.classes
         self._names = samples.names if samples else tuple(f"sample {i}" for i in range(self.total))
+        self.names = [self._names[i] for i in self.numbers]
         self._sizes = dict(zip(dataset.addresses.tolist(), dataset.sizes.tolist(), strict=True))
         self._read = self._from_beton
 
@@ -148,7 +155,7 @@ class Samples:
         start, field = int(label_map["data_ptr"]), self._field
         packed = np.array(self._data[start : start + field.nbytes]).view(field.packed_dtype).reshape(field.packed_shape)
         scores, classes = unpack_label_map(packed)
-        return Sample(self._names[index], int(self._columns["label"][index]), picture, scores, classes, self.scores)
+        return Sample(self._names[index], int(self.labels[index]), picture, scores, classes, self.scores)
 
 
 def quality(samples: Samples, temperature: float, most: int) -> dict[str, float]:

@@ -70,6 +70,7 @@ def inspection_arguments(description: str | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="images: class folders, or archives (with --label-maps)")
     source.add_argument("--beton", help="a .beton with label maps")
+    source.add_argument("--run", type=Path, help="folder of a run of train_imagenet.py: its training data and curves")
     parser.add_argument("--label-maps", help="label maps, as cfg.label_map_dir of write_datasets.py")
     parser.add_argument("--axis-order", choices=("auto", "xy", "yx"), default="auto", help="of the tree or archive")
     parser.add_argument(
@@ -78,11 +79,24 @@ def inspection_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--class-names", help="file of their names, one per line [ImageNet's, or the folders']")
     parser.add_argument("--annotator", help=f"check the axis order by this network: timm/NAME, {LITE0}, ...")
     parser.add_argument("--weights", default="published", help="its checkpoint [published]")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the pooled labels [1]")
-    parser.add_argument("--count", type=int, default=12, help="pictures [12]")
-    parser.add_argument("--most", type=int, default=5000, help="images in the report [5000]")
-    parser.add_argument("--out", type=Path, default=Path("runs/label_maps"), help="folder [runs/label_maps]")
+    parser.add_argument("--temperature", type=float, help="of the pooled labels [1; a run has its own]")
+    parser.add_argument("--count", type=int, default=100, help="images on the page [100]")
+    parser.add_argument(
+        "--most", type=int, default=5000, help="images in the report, and that a run's network sees [5000]"
+    )
+    parser.add_argument("--out", type=Path, help="the page [runs/label_maps.html, or page.html in the run's folder]")
     arguments = parser.parse_args()
     if bool(arguments.images) != bool(arguments.label_maps):
         parser.error("--images and --label-maps go together")
+    for name in ("count", "most"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} is {getattr(arguments, name)}; give 1 or more")
+    if arguments.temperature is not None and (arguments.run or not arguments.temperature > 0):
+        wanted = "a run has its own" if arguments.run else "give a positive number"
+        parser.error(f"--temperature is {arguments.temperature}; {wanted}")
+    arguments.out = arguments.out or (arguments.run / "page.html" if arguments.run else Path("runs/label_maps.html"))
+    if arguments.out.is_dir():
+        parser.error(
+            f"--out is the folder {arguments.out}; give the name of the page, such as {arguments.out}/page.html"
+        )
     return arguments
