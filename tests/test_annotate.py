@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import run, write_images, write_label_maps
+from conftest import names_of, run, write_images, write_label_maps
 from PIL import Image
 from torch import nn
 
@@ -243,8 +243,10 @@ def test_pages_and_reports_of_a_beton_and_of_a_folder(tmp_path):
             tensor = maps[tuple(image["name"].removesuffix(".jpg").split("/"))]
             assert np.array_equal(scores, tensor[0]) and np.array_equal(classes, tensor[1])
             assert image["labelName"] == page["names"][image["label"]] == image["name"].split("/")[0]
-            assert image["name"] == files[image["number"]].relative_to(tmp_path / "images").as_posix()
-    assert [image["crops"] for image in pages[0]["images"]] == [image["crops"] for image in pages[1]["images"]]
+    named = [file.relative_to(tmp_path / "images").as_posix() for file in files]
+    for page, names, says in zip(pages, (named, names_of(tmp_path / "t.beton")), ("Random", "The"), strict=True):
+        assert all(image["name"] == names[image["number"]] for image in page["images"])
+        assert page["drawn"].startswith(f"{says} crop")
     refused = run("inspect_label_maps.py", f"--beton={tmp_path}/t.beton", f"--out={tmp_path}")
     assert refused.returncode == 2 and f"such as {tmp_path}/page.html" in refused.stderr
 
