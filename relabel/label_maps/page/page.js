@@ -290,6 +290,7 @@ function showTarget() {
   const rows = ranked.slice(0, ROWS).filter(([, share], i) => i === 0 || share >= LEAST).map(([c]) => c);
   const network = new Map(image.predicted ?? []);
   for (const c of [image.label, ...[...network.keys()].slice(0, 1)]) if (c >= 0 && !rows.includes(c)) rows.push(c);
+  rows.sort((a, b) => shareOf(target, b) - shareOf(target, a));
   byId("rows").replaceChildren(...rows.map((c) => row(c, shareOf(target, c), shareOf(whole, c), network)));
   const listed = rows.reduce((sum, c) => sum + shareOf(target, c), 0);
   const total = data.pooling.softmax ? 1 : ranked.reduce((sum, [, share]) => sum + share, 0);
