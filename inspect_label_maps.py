@@ -120,8 +120,8 @@ def page_of_run(
         f"{setting['model.arch']}, {run.epoch} of {setting['optim.epochs']} epochs{measured}; {run.trained_on()}",
         f"of {len(drawn):,} training images, drawn by seed {seed}: those that are hardest for the network, and those "
         "whose single label has least of the target",
-        "loss: of the network's prediction for the region that validation crops against the target of that region, "
-        "without augmentation, CutMix and label smoothing; above its target's entropy: what a prediction could avoid",
+        "loss: the cross-entropy of the network's prediction for the region that validation crops with that region's "
+        "target, without augmentation, CutMix and label smoothing; above its target's entropy: what could be avoided",
         *([f"{run.data} is not the file that the run was trained on: it was packed again"] if run.packed_again else []),
         *report,
     ]
