@@ -60,24 +60,22 @@ def main(settings: Settings) -> None:
     processes = join(settings.compute.gpu, "nccl")
     say = processes.say
     use_all_cores(processes.local_size)
-    backbone = load_backbone(model.weights, model.arch)
-    say(backbone.said)
-    settings = replace(settings, model=replace(model, arch=backbone.arch))
-    train, val = read_sets(settings, say=processes.first)
-
-    categories = [f"{number}: {name}" for number, name in train.categories.items()]
-    folder = RunFolder(logging.folder, as_dict(settings), classes=categories, fixed=FIXED)
+    folder = RunFolder(logging.folder, as_dict(settings), fixed=FIXED)
     saved = folder.load(processes.device, logging.resume == "auto", start_epoch=0)
     seed = folder.settings["compute.seed"] = processes.agree(seed_of(settings.compute.seed, saved))
     settings = replace(settings, compute=replace(settings.compute, seed=seed))
-    torch.manual_seed(seed)  # of the heads' weights
-    detector = build_detector(settings.model, data, backbone.network, len(categories)).to(processes.device)
+    torch.manual_seed(seed)  # of the weights that no checkpoint has
+    backbone = load_backbone(model.weights, model.arch)
+    folder.settings["model.arch"] = backbone.arch
+    say(backbone.said)
+    train, val = read_sets(settings, say=processes.first)
+    detector = build_detector(model, data, backbone.network, len(train.categories)).to(processes.device)
     precision = precision_of(settings.compute.precision, processes.device)
     optimizer = build_optimizer(detector, "sgd", optim.lr.init, optim.momentum, False, optim.wd.base, True)
     run = Run(detector, processes.parallel(detector), optimizer, precision, processes)
     samples = TrainingSamples(
         train, model.detector == "mask_rcnn", optim.batch_size, data.flip_prob, seed, data.num_workers, processes,
-        {"data.train": train.digest, "backbone": backbone.digest},
+        {"data.train": train.digest, "backbone": backbone.digest, "categories": train.categories},
     )  # fmt: skip
     plan = Plan(optim.epochs, samples.steps, optim.batch_size)
     if saved:
@@ -85,8 +83,9 @@ def main(settings: Settings) -> None:
         run.restore(saved)
     say(
         f"{folder.path}: {model.detector}, {processes.world_size} x {processes.device.type}, "
-        f"{len(train.annotated):,} images to train on, {len(val.images):,} to evaluate, {len(categories)} categories, "
-        f"seed {seed}, epoch {run.epoch}, step {run.step} of {plan.epochs} epochs of {plan.steps:,} steps"
+        f"{len(train.annotated):,} images to train on, {len(val.images):,} to evaluate, "
+        f"{len(train.categories)} categories, seed {seed}, epoch {run.epoch}, "
+        f"step {run.step} of {plan.epochs} epochs of {plan.steps:,} steps"
     )
     kinds = KINDS[model.detector]
     measure = partial(evaluate, detector, val, kinds, folder.path, precision, data.num_workers, processes)

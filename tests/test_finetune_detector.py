@@ -116,6 +116,16 @@ def test_a_run_goes_on_with_its_own_annotations_backbone_and_detector_only(world
         assert refused.returncode == 1 and says in refused.stderr
 
 
+def test_random_weights_are_the_seed_s(world, whole, tmp_path):
+    more = ["--compute.seed=1", "--optim.epochs=1", "--validation.every=1"]
+    assert run(*arguments(world, tmp_path / "run", *more)).returncode == 0
+    ours, theirs = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (tmp_path / "run", whole[0]))
+    assert ours["data"]["backbone"] != theirs["data"]["backbone"] and ours["data"]["categories"] == {
+        7: "wide",
+        90: "tall",
+    }
+
+
 def test_the_folder_of_another_command_s_run_is_refused(world, tmp_path):
     state = {"model": {}, "epoch": 0, "step": 0, "settings": {"model.arch": "resnet18"}}
     torch.save(state, tmp_path / "checkpoint.pt")

@@ -14,7 +14,7 @@ from .detectors import save_detector
 DETECTOR, RESULTS = "detector.pth", "results.json"
 # What a run cannot change halfway: the order of images, or what its state means.
 FIXED = (
-    "model.detector", "model.arch", "model.trainable_layers", "model.channels", "model.anchor_size", "optim.batch_size",
+    "model.detector", "model.trainable_layers", "model.channels", "model.anchor_size", "optim.batch_size",
     "data.flip_prob", "compute.seed",
 )  # fmt: skip
 
