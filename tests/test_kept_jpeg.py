@@ -161,6 +161,15 @@ def test_metadata_are_left_out_and_colors_stay(writer):
         check(bytes(jpeg), 4, fast=False)
 
 
+def test_of_several_pictures_in_one_file_the_first_is_kept():
+    file = io.BytesIO()
+    photograph(0, 90).save(file, "MPO", save_all=True, append_images=[photograph(1, 90)])
+    check(file.getvalue(), 4)
+    counts = Stored()
+    stored = to_be_stored(file.getvalue(), "a.jpg", Packing(data_dir="", write_path=""), counts)
+    assert counts.kept == 1 and np.array_equal(pixels_of(stored.data), pixels_of(file.getvalue()))
+
+
 def test_an_optimized_file_gets_codes_for_the_differences_behind_markers():
     """Its own table has only those that it needs: a flat image has one."""
     flat = Image.new("RGB", (200, 100), (250, 250, 250))
