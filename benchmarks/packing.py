@@ -4,8 +4,9 @@
 
 Work: JPEGs of ImageNet's sizes (`SIZES`; 464 x 382 on average) made from real photographs at quality 98 (84 KB; in
 ImageNet 110 KB, of photographs that were not enlarged); each is there `COPIES` times. At most 500 pixels a side are
-stored, at quality 90 where they are encoded, by a worker for each core; files are in the page cache. Every writer packs
-in a process of its own, whose start and end are not counted. Peers:
+stored, at quality 90 where they are encoded, by a worker for each core; all files are in memory (/dev/shm), as ours are
+synchronized to the disk at the end and stock's are not. Every writer packs in a process of its own, whose start and end
+are not counted. Peers:
 
   stock         FFCV's DatasetWriter, fed by torchvision's loader
   encode        write_datasets.py with cfg.jpeg=encode
@@ -152,7 +153,7 @@ def loading(root: Path, peers: list[str], rounds: int, size: int) -> dict[str, f
 def main(count: int, rounds: int, sizes: list[int], only: list[str]) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("ffcv", "numpy", "pillow", "opencv-python-headless"))
     print(f"{CORES} cores ({platform.machine()}), Python {platform.python_version()}, {versions}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         root = Path(folder)
         write_sources(root, count)
         files = sorted((root / "images").rglob("*.JPEG"))

@@ -1,4 +1,4 @@
-"""JPEGs on their way into a `.beton`: stored without loss, with restart markers, or decoded (native/jpeg_keep.c)."""
+"""JPEGs on their way into a `.beton`: stored without loss, with restart markers, or decoded and made smaller."""
 
 import ctypes
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 from . import _jpeg_keep
 
 _library = ctypes.CDLL(_jpeg_keep.__file__)
-_jpeg_keep_c, _jpeg_pixels_c = _library.jpeg_keep, _library.jpeg_pixels
-for _function in (_jpeg_keep_c, _jpeg_pixels_c):
+_jpeg_keep_c, _jpeg_pixels_c, _area_resize_c = _library.jpeg_keep, _library.jpeg_pixels, _library.area_resize
+for _function in (_jpeg_keep_c, _jpeg_pixels_c, _area_resize_c):
     _function.argtypes, _function.restype = [ctypes.c_int64], ctypes.c_int64
 
 # What the C function is asked for, and answers: int64 in this order (native/copy_codes.h, KeepRequest).
@@ -67,3 +67,23 @@ def decode_jpeg(source: bytes, width: int, height: int, denominator: int = 1) ->
     pixels = np.empty((-(-height // denominator), -(-width // denominator), 3), np.uint8)
     request = np.array([data.ctypes.data, data.size, denominator, pixels.ctypes.data, *pixels.shape[:2]])
     return pixels if _jpeg_pixels_c(request.ctypes.data) == KEPT else None
+
+
+def area_resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """An image made smaller: each pixel is the mean of the rectangle that it covers, as OpenCV's INTER_AREA has it.
+
+    Args:
+        pixels: uint8 `[H, W, 3]`.
+        width, height: of the result, at most those of `pixels`.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+    """
+    pixels = np.ascontiguousarray(pixels)
+    smaller, sums = np.empty((height, width, 3), np.uint8), np.empty((pixels.shape[1], 3), np.float32)
+    taps = np.empty((width, 4), np.int32)
+    source, out = (pixels.ctypes.data, *pixels.shape[:2]), (smaller.ctypes.data, height, width)
+    request = np.array([*source, *out, sums.ctypes.data, taps.ctypes.data])
+    if _area_resize_c(request.ctypes.data) != 0:
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels cannot be made smaller to {width} x {height}")
+    return smaller

@@ -4,13 +4,14 @@ import io
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from ffcv_fields import jpeg as jpeg_module
 from conftest import names_of
 from ffcv.fields.rgb_image import resizer
 from ffcv.libffcv import imdecode
-from ffcv_fields.jpeg import DAMAGED, KEPT, OTHER_KIND, TOO_LARGE, decode_jpeg, keep_jpeg
+from ffcv_fields.jpeg import DAMAGED, KEPT, OTHER_KIND, TOO_LARGE, area_resize, decode_jpeg, keep_jpeg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jpeg_kinds import CMYK, GRAY, RGB, YCBCR, YCCK, JpegWriter
@@ -298,6 +299,20 @@ def test_images_that_are_to_be_encoded_are_decoded_as_pil_does(sampling):
             stored = to_be_stored(jpeg, "a.jpg", Packing(data_dir="", write_path="", max_resolution=0, **cfg), counts)
             assert np.array_equal(stored, pixels_of(jpeg)) and not counts.kept
             assert decode_jpeg(jpeg, *image.size) is not None  # it was not PIL
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_the_area_filter_is_opencv_s_to_the_last_bit(height, width, rows, columns, noise):
+    pixels = np.asarray(photograph(height % 4).resize((width, height)))
+    if noise:
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    size = max(1, int(columns * width)), max(1, int(rows * height))
+    ours, theirs = area_resize(pixels, *size), cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= 1 and difference.mean() < 0.3  # ties, where two by two pixels become one
+    with pytest.raises(ValueError, match="cannot be made smaller"):
+        area_resize(pixels, width + 1, height)
 
 
 @pytest.mark.parametrize("longest, target", [(500, 166), (500, 120), (501, 167), (451, 150)])

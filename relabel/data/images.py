@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-import cv2
 import numpy as np
-from ffcv_fields.jpeg import DAMAGED, OTHER_KIND, TOO_LARGE, KeptJpeg, decode_jpeg, keep_jpeg
+from ffcv_fields.jpeg import DAMAGED, OTHER_KIND, TOO_LARGE, KeptJpeg, area_resize, decode_jpeg, keep_jpeg
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import BadSample
@@ -94,6 +93,9 @@ def to_be_stored(data: bytes, where: Any, settings: Packing, counts: Stored) -> 
     except UNREADABLE as error:
         raise BadSample(where, f"cannot be decoded ({str(error)[:120]}); is it damaged?") from None
     _check_size(size, where, settings)
+    if 0 < settings.max_resolution < max(size):
+        ratio = settings.max_resolution / max(size)
+        pixels = area_resize(pixels, *(int(ratio * side) for side in size))  # the sides as FFCV's field has them
     counts.sixteen_bit += sixteen_bit
     counts.encoded[why_not] += 1
     return pixels
@@ -110,17 +112,13 @@ def _keep(data: bytes, image: Image.Image, settings: Packing) -> tuple[KeptJpeg 
 
 
 def _decode(data: bytes, image: Image.Image, max_resolution: int) -> np.ndarray | None:
-    """The pixels of a gray or color JPEG without fault; at the size to store, where it is decoded at a lower one."""
+    """The pixels of a gray or color JPEG without fault, at a lower resolution where so many are not needed."""
     if image.mode not in ("RGB", "L"):
         return None
     size, longest, denominator = image.size, max(image.size), 1
     while max_resolution and denominator < GREATEST_DENOMINATOR and longest >= 2 * SPARE * denominator * max_resolution:
         denominator *= 2
-    pixels = decode_jpeg(data, *size, denominator)
-    if pixels is None or denominator == 1:
-        return pixels
-    width, height = (int(max_resolution / longest * side) for side in size)  # as FFCV's field has it
-    return cv2.resize(pixels, (max(1, width), max(1, height)), interpolation=cv2.INTER_AREA)
+    return decode_jpeg(data, *size, denominator)
 
 
 def _check_size(size: tuple[int, int], where: Any, settings: Packing) -> None:
