@@ -162,6 +162,14 @@ def test_metadata_are_left_out_and_colors_stay(writer):
         check(bytes(jpeg), 4, fast=False)
 
 
+@pytest.mark.parametrize("quality", [40, 90, 98, 100])
+def test_the_codes_of_a_baseline_file_are_copied(quality):
+    for which in range(4):
+        jpeg = jpeg_of(photograph(which), quality=quality).tobytes()
+        kept = check(jpeg, 0)
+        assert kept[kept.find(b"\xff\xda") :] == jpeg[jpeg.find(b"\xff\xda") :]
+
+
 def test_of_several_pictures_in_one_file_the_first_is_kept():
     file = io.BytesIO()
     photograph(0, 90).save(file, "MPO", save_all=True, append_images=[photograph(1, 90)])

@@ -228,25 +228,71 @@ typedef struct {
   Writer writer;
 } Copy;
 
+// What the next LOOK_BITS of the stream begin with: the code of a coefficient, of which the value need not be among
+// them, and if it fits too the code of the next. `step` leads from the coefficient before to the last one here.
+typedef struct {
+  uint8_t bits, step;              // of both, values included; a step of NOT_HERE: the code is longer
+  uint8_t first_bits, first_step;  // of the first alone
+} Skip;
+
+typedef struct {
+  JHUFF_TBL from;  // what it was made of
+  int made;
+  Skip skips[1 << LOOK_BITS];
+} SkipTable;
+
+// `table` made of `from`, of which `make_table` has found that it is a code.
+static void make_skips(SkipTable *table, const JHUFF_TBL *from) {
+  if (table->made && memcmp(&table->from, from, sizeof *from) == 0) return;
+  static _Thread_local uint8_t lengths[1 << LOOK_BITS];  // of the first code alone
+  table->from = *from, table->made = 1;
+  for (int i = 0; i < 1 << LOOK_BITS; ++i) table->skips[i] = (Skip){0, NOT_HERE, 0, NOT_HERE}, lengths[i] = LOOK_BITS;
+  for (int length = 1, code = 0, at = 0; length <= LOOK_BITS; ++length, code <<= 1)
+    for (int i = 0; i < from->bits[length]; ++i, ++code, ++at) {
+      const int symbol = from->huffval[at];
+      const uint8_t bits = (uint8_t)(length + (symbol & 15)), step = (uint8_t)step_of(symbol, 0);
+      for (int rest = 0; rest < 1 << (LOOK_BITS - length); ++rest) {
+        table->skips[code << (LOOK_BITS - length) | rest] = (Skip){bits, step, bits, step};
+        lengths[code << (LOOK_BITS - length) | rest] = (uint8_t)length;
+      }
+    }
+  for (int i = 0; i < 1 << LOOK_BITS; ++i) {
+    Skip *skip = &table->skips[i];
+    if (skip->first_step == NOT_HERE || skip->first_step == END_OF_BLOCK || skip->first_bits >= LOOK_BITS) continue;
+    const int next = (i << skip->first_bits) & ((1 << LOOK_BITS) - 1);
+    const Skip second = table->skips[next];
+    if (second.first_step == NOT_HERE || skip->first_bits + lengths[next] > LOOK_BITS) continue;
+    skip->bits = (uint8_t)(skip->first_bits + second.first_bits);
+    skip->step = (uint8_t)(skip->first_step + second.first_step);
+  }
+}
+
+// What a thread keeps from file to file.
+typedef struct {
+  Tables tables;
+  SkipTable skips[NUM_HUFF_TBLS];
+} CopyTables;
+
 // The AC codes of a block. Returns 0, or 1 if they are damaged.
-static inline __attribute__((always_inline)) int copy_ac(Copy *copy, const HuffmanTable *table) {
+static inline __attribute__((always_inline)) int copy_ac(Copy *copy, const HuffmanTable *table, const Skip *skips) {
   Bits b = copy->bits;
   Writer w = copy->writer;
   for (int k = 0; k < 63;) {
     b = refill(b, &copy->source);
     w = flush(w);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {  // of at most LOOK_BITS each: 7 + 44 fit the writer
-      const Look look = table->look[b.buffer >> (64 - LOOK_BITS)];
-      const int first = k + look.step, second = first + look.second_step;
-      int count = look.bits;
-      if (__builtin_expect(second >= 63, 0)) {
-        if (look.step == NOT_HERE) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {  // of at most LOOK_BITS + 15 each
+      const Skip skip = skips[b.buffer >> (64 - LOOK_BITS)];
+      const int next = k + skip.step;
+      int count = skip.bits;
+      if (__builtin_expect(next >= 63, 0)) {
+        const int first = k + skip.first_step;
+        if (skip.first_step == NOT_HERE) {
           b = refill(b, &copy->source);
           w = flush(w);
           const Bits before = b;
           int value;
-          const int step = long_code(&b, table, look, 0, &value);
+          const int step = long_code(&b, table, table->look[b.buffer >> (64 - LOOK_BITS)], 0, &value);
           if (step < 0) return 1;
           count = before.left - b.left;
           w = put(w, before.buffer >> (64 - count), count);
@@ -254,10 +300,12 @@ static inline __attribute__((always_inline)) int copy_ac(Copy *copy, const Huffm
           if (k > 63 && step != END_OF_BLOCK) return 1;
           break;
         }
-        const int is_last = first >= 63;
-        if (first > 63 && look.step != END_OF_BLOCK) return 1;
-        if (is_last) count = look.first_bits;
-        else if (second > 63 && look.second_step != END_OF_BLOCK) return 1;
+        if (first >= 63) {  // the block is full, or ends here: a second code would be the next one's
+          if (first > 63 && skip.first_step != END_OF_BLOCK) return 1;
+          count = skip.first_bits;
+        } else if (next > 63 && skip.step - skip.first_step != END_OF_BLOCK) {
+          return 1;
+        }
         w = put(w, b.buffer >> (64 - count), count);
         b = drop(b, count);
         k = 64;
@@ -265,7 +313,7 @@ static inline __attribute__((always_inline)) int copy_ac(Copy *copy, const Huffm
       }
       w = put(w, b.buffer >> (64 - count), count);
       b = drop(b, count);
-      k = second;
+      k = next;
     }
   }
   copy->bits = b, copy->writer = flush(w);
@@ -303,11 +351,13 @@ static int end_of_stretch(Copy *copy) {
 }
 
 // The JPEG whose header `info` has read, written again. Returns its bytes, or 0: refused.
-static int64_t copy_codes(const KeepRequest *r, j_decompress_ptr info, Tables *tables) {
+static int64_t copy_codes(const KeepRequest *r, j_decompress_ptr info, CopyTables *all) {
+  Tables *tables = &all->tables;
   if (r->room < MOST_OF_A_HEADER) return 0;
   const int components = info->num_components;
   const HuffmanTable *dc[C_MAX_BLOCKS_IN_MCU + 16], *ac[C_MAX_BLOCKS_IN_MCU + 16];
   const DcCodes *codes[C_MAX_BLOCKS_IN_MCU + 16];
+  const Skip *skips[C_MAX_BLOCKS_IN_MCU + 16];
   int component[C_MAX_BLOCKS_IN_MCU + 16], blocks = 0;
   DcCodes all_codes[NUM_HUFF_TBLS] = {0};
   for (int i = 0; i < components; ++i) {  // in the order of the scan
@@ -315,9 +365,12 @@ static int64_t copy_codes(const KeepRequest *r, j_decompress_ptr info, Tables *t
     HuffmanTable *of_dc = &tables->dc[c->dc_tbl_no], *of_ac = &tables->ac[c->ac_tbl_no];
     if (!make_table(of_dc, info->dc_huff_tbl_ptrs[c->dc_tbl_no], 1)) return 0;
     if (!make_table(of_ac, info->ac_huff_tbl_ptrs[c->ac_tbl_no], 0)) return 0;
+    make_skips(&all->skips[c->ac_tbl_no], &of_ac->from);
     make_dc_codes(&all_codes[c->dc_tbl_no], &of_dc->from, c->dc_tbl_no);
-    for (int j = 0; j < (components > 1 ? c->h_samp_factor * c->v_samp_factor : 1); ++j, ++blocks)
-      dc[blocks] = of_dc, ac[blocks] = of_ac, codes[blocks] = &all_codes[c->dc_tbl_no], component[blocks] = i;
+    for (int j = 0; j < (components > 1 ? c->h_samp_factor * c->v_samp_factor : 1); ++j, ++blocks) {
+      dc[blocks] = of_dc, ac[blocks] = of_ac, skips[blocks] = all->skips[c->ac_tbl_no].skips;
+      codes[blocks] = &all_codes[c->dc_tbl_no], component[blocks] = i;
+    }
   }
   const int64_t across = ceil_of((int)info->image_width, 8 * (components > 1 ? info->max_h_samp_factor : 1));
   const int64_t down = ceil_of((int)info->image_height, 8 * (components > 1 ? info->max_v_samp_factor : 1));
@@ -349,7 +402,7 @@ static int64_t copy_codes(const KeepRequest *r, j_decompress_ptr info, Tables *t
       if (*value < -GREATEST_DC || *value > GREATEST_DC) return 0;  // the next marker could not be
       if (write_dc(&copy.writer, codes[i], *value - *written)) return 0;
       *written = *value;
-      if (copy_ac(&copy, ac[i])) return 0;
+      if (copy_ac(&copy, ac[i], skips[i])) return 0;
     }
     if (copy.bits.left < copy.source.invented) return 0;  // the data ended before
   }

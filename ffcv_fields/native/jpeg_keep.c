@@ -91,7 +91,7 @@ static int keep(KeepRequest *r, j_decompress_ptr info) {
   if (r->longest && (r->height > r->longest || r->width > r->longest)) return TOO_LARGE;
   if (!can_be_kept(info)) return OTHER_KIND;
   if (has_one_scan(info)) {
-    static _Thread_local Tables tables;
+    static _Thread_local CopyTables tables;
     const int64_t written = copy_codes(r, info, &tables);
     if (written > 0) {
       r->written = written;
