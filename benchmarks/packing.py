@@ -13,6 +13,9 @@ are not counted. Peers:
   keep          cfg.jpeg=keep, the default: what is no larger than 500 pixels keeps its coefficients
   keep from tar the same from one archive
 
+`--work` times instead what a worker does for an image, from the file's bytes to those in the page, in CPU time of one
+thread, each image by all of them in turn: other work on the machine disturbs that little.
+
 Also: bytes an image, PSNR of what is stored to the source's pixels (of images that are not resized), images/s of the
 training loader on each file, and label maps read from a tar against a tree of .pt files.
 """
@@ -29,8 +32,9 @@ from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
-from ffcv_fields import RandomResizedCropDecoder  # noqa: F401 - before FFCV
+from ffcv_fields import image_field
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from PIL import Image
@@ -38,6 +42,8 @@ from PIL import Image
 from relabel.cores import usable_cores
 from relabel.data.beton import read_header
 from relabel.data.contents import read_sample_list
+from relabel.data.images import Stored, to_be_stored
+from relabel.data.settings import Packing
 from relabel.settings import ROOT
 
 from . import sources
@@ -120,6 +126,44 @@ def stock(root: Path) -> None:
     print(f"stock: {len(images) / (time.perf_counter() - start):.1f} images/s")
 
 
+def work(root: Path) -> None:
+    """Print CPU microseconds an image of each peer's work, for all images and for those that are not resized."""
+    page, memory = np.empty(8 << 20, np.uint8), np.zeros(1, RGBImageField().metadata_type)
+    stocks = RGBImageField("jpg", LONGEST, jpeg_quality=QUALITY)
+    ours_ = image_field(4, write_mode="jpg", max_resolution=LONGEST, jpeg_quality=QUALITY)
+    cfg = {mode: Packing(data_dir="", write_path="", max_resolution=LONGEST, jpeg=mode) for mode in ("encode", "keep")}
+
+    def malloc(size: int) -> tuple[int, np.ndarray]:
+        return 0, page[:size]
+
+    def by_stock(data: bytes) -> None:
+        with Image.open(BytesIO(data)) as image:
+            stocks.encode(memory, image.convert("RGB"), malloc)
+
+    def by_ours(data: bytes, mode: str) -> None:
+        ours_.encode(memory, to_be_stored(data, "", cfg[mode], Stored()), malloc)
+
+    peers = {"stock": by_stock, "encode": lambda d: by_ours(d, "encode"), "keep": lambda d: by_ours(d, "keep")}
+    seconds: dict[str, list[float]] = {peer: [] for peer in peers}
+    cv2.setNumThreads(1)
+    sizes, files = [], sorted((root / "images").rglob("?????.JPEG"))
+    for data in (file.read_bytes() for file in files):
+        sizes.append(max(Image.open(BytesIO(data)).size))
+        for peer, job in peers.items():
+            start = time.process_time()
+            job(data)
+            seconds[peer].append(time.process_time() - start)
+    fit = np.array(sizes) <= LONGEST
+    print("\n| CPU microseconds an image | all | to stock | not resized | to stock |\n|---|---|---|---|---|")
+    for peer, values in seconds.items():
+        columns = ""
+        for chosen in (np.full(len(fit), True), fit):
+            mean, base = np.array(values)[chosen].mean(), np.array(seconds["stock"])[chosen].mean()
+            columns += f" {1e6 * mean:,.0f} | {base / mean:.2f}x |"
+        print(f"| {peer} |{columns}")
+    print(f"{(~fit).sum()} of {len(fit)} images are resized")
+
+
 def fidelity(root: Path, peer: str, names: list[str]) -> tuple[float, float, float]:
     """Bytes an image; share of images whose pixels are the source's; PSNR in dB of the others that were not resized."""
     header, data = read_header(str(root / f"{peer}.beton")), np.memmap(root / f"{peer}.beton", mode="r")
@@ -159,6 +203,8 @@ def main(count: int, rounds: int, sizes: list[int], only: list[str]) -> None:
         files = sorted((root / "images").rglob("*.JPEG"))
         nbytes = np.mean([file.stat().st_size for file in files])
         print(f"sources: {nbytes:,.0f} bytes an image, {COPIES} x {count}; {rounds} rounds")
+        if not rounds:
+            return work(root)
         speeds: dict[str, list[float]] = {peer: [] for peer in only}
         for _ in range(rounds):
             for peer in only:
@@ -195,9 +241,10 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", type=int, nargs="*", default=[160, 224], help="output sizes of the loader in pixels")
     peers = ["stock", "encode", "keep", "keep from tar"]
     parser.add_argument("--only", nargs="+", choices=peers, default=peers, help="writers; stock is needed for ratios")
+    parser.add_argument("--work", action="store_true", help="CPU time of the work on an image")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)  # given to itself
     arguments = parser.parse_args()
     if arguments.stock:
         stock(arguments.stock)
     else:
-        main(arguments.count, arguments.rounds, arguments.sizes, arguments.only)
+        main(arguments.count, 0 if arguments.work else arguments.rounds, arguments.sizes, arguments.only)
