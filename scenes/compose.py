@@ -3,14 +3,14 @@
 Each scene shows two to four real objects (Fashion-MNIST's photographs of clothes) on one canvas and carries one
 single label, that of one of its objects, as a person asked for one label would give: so a single label leaves out
 what else is there, and a random crop often shows another object than its label says. Training and validation scenes
-are made of disjoint photographs. The label maps come from a machine annotator, a small network trained on single
-objects from photographs that occur in no scene: nothing in them comes from the composer's knowledge of where things
-are.
+are made of disjoint photographs, and so is what the machine annotators learn from: nothing in their label maps comes
+from the composer's knowledge of where things are.
 """
 
 import gzip
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +24,17 @@ FASHION_MNIST = ["top", "trousers", "pullover", "dress", "coat", "sandal", "shir
 # Without shirts and coats, which at this size are hard to tell from tops and pullovers even for a person. A class's
 # index is its folder's position, as in ImageFolder.
 CLASSES = sorted(set(FASHION_MNIST) - {"shirt", "coat"})
+SPLITS = ("val", "train", "annotator")
 CANVAS = 72  # pixels
-SIDE = (26, 44)  # minimum and maximum side of an object, pixels
+SIDE = (22, 36)  # minimum and maximum side of an object, pixels
 NUM_OBJECTS = (2, 4)
+TRIES = 30  # of a place for an object, before the scene does without it
 OPAQUE_FROM = 40  # gray level of a photograph
-ANNOTATOR_SHARE = 24_000  # of the 48,000 training photographs: the annotator's; the rest make scenes
+ANNOTATOR_SHARE = 24_000  # of the 48,000 training photographs: the annotators'; the rest make training scenes
 
 
-def read_photographs(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST's `train` or `t10k` split: photographs uint8 `[N, 28, 28]`, indices `[N]` into `CLASSES`.
+def read_photographs(split: str, classes: Sequence[str] = CLASSES) -> tuple[np.ndarray, np.ndarray]:
+    """Fashion-MNIST's `train` or `t10k` split: photographs uint8 `[N, 28, 28]`, indices `[N]` into `classes`.
 
     Raises:
         BadInput: the files are not there.
@@ -47,8 +49,17 @@ def read_photographs(split: str) -> tuple[np.ndarray, np.ndarray]:
             f"{error.filename}: no such file; apt-get install dataset-fashion-mnist, or set FASHION_MNIST to a folder "
             "with the four .gz files"
         ) from None
-    index = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in FASHION_MNIST])[labels]
+    index = np.array([classes.index(name) if name in classes else -1 for name in FASHION_MNIST])[labels]
     return images[index >= 0], index[index >= 0]
+
+
+def photographs_of(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The photographs, and their classes, of the scenes of a split: "train", "val" or "annotator"; none is in two."""
+    if split == "val":
+        return read_photographs("t10k")
+    share = slice(ANNOTATOR_SHARE) if split == "annotator" else slice(ANNOTATOR_SHARE, None)
+    photographs, labels = read_photographs("train")
+    return photographs[share], labels[share]
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -58,39 +69,55 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     return smooth + rng.normal(0, 4, smooth.shape).astype(np.float32)
 
 
-def paste(canvas: np.ndarray, photograph: np.ndarray, y: int, x: int, side: int, rng: np.random.Generator) -> None:
+def paste(canvas: np.ndarray, photograph: np.ndarray, y: int, x: int, side: int, tint: np.ndarray) -> None:
     """Put a photograph, scaled to `side` pixels and tinted, on the canvas; its black surroundings stay clear."""
     resized = Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC)
     scaled = np.asarray(resized, np.float32)[..., None]
     opacity = (scaled / OPAQUE_FROM).clip(0, 1)
     region = canvas[y : y + side, x : x + side]
-    region += opacity * (scaled * rng.uniform(0.55, 1.0, 3).astype(np.float32) - region)
+    region += opacity * (scaled * tint - region)
+
+
+Scenery = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def compose(
-    rng: np.random.Generator, photographs: np.ndarray, labels: np.ndarray
+    rng: np.random.Generator, photographs: np.ndarray, labels: np.ndarray, scenery: Scenery = background
 ) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
     """One scene. The labeled object is drawn with probabilities in proportion to the objects' areas.
+
+    Args:
+        rng: on the same state, the same objects at the same places, whatever the scenery.
+        photographs: uint8 `[N, 28, 28]`.
+        labels: their classes, `[N]`.
+        scenery: from a generator and a side in pixels to the background.
 
     Returns:
         uint8 `[CANVAS, CANVAS, 3]`, and its objects `(class, y, x, side)` in pixels, the labeled one first.
     """
-    sides = rng.integers(*SIDE, rng.integers(*NUM_OBJECTS, endpoint=True), endpoint=True)
-    canvas = background(rng, CANVAS)
+    canvas = scenery(np.random.default_rng(rng.integers(2**63)), CANVAS)
     objects: list[tuple[int, int, int, int]] = []
-    for side in sides:
-        for _ in range(30):
-            y, x = (int(v) for v in rng.integers(0, CANVAS - side, 2, endpoint=True))
-            # Objects may touch and overlap a little, as their square frames are not full.
-            apart = (max(abs(y - b + (side - s) / 2), abs(x - c + (side - s) / 2)) for _, b, c, s in objects)
-            if all(d > 0.42 * (side + s) for d, (*_, s) in zip(apart, objects, strict=True)):
-                which = int(rng.integers(len(labels)))
-                paste(canvas, photographs[which], y, x, side, rng)
-                objects.append((int(labels[which]), y, x, int(side)))
-                break
+    for y, x, side in arrange(rng):
+        which = int(rng.integers(len(labels)))
+        paste(canvas, photographs[which], y, x, side, rng.uniform(0.55, 1.0, 3).astype(np.float32))
+        objects.append((int(labels[which]), y, x, side))
     area = np.array([side**2 for *_, side in objects], float)
     objects.insert(0, objects.pop(int(rng.choice(len(objects), p=area / area.sum()))))
     return canvas.clip(0, 255).astype(np.uint8), objects
+
+
+def arrange(rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """Frames `(y, x, side)` of a scene's objects, which may touch and overlap a little, as frames are not full."""
+    while True:
+        frames: list[tuple[int, int, int]] = []
+        for side in rng.integers(*SIDE, rng.integers(*NUM_OBJECTS, endpoint=True), endpoint=True).tolist():
+            for y, x in rng.integers(0, CANVAS - side, (TRIES, 2), endpoint=True).tolist():
+                apart = (max(abs(2 * (y - b) + side - s), abs(2 * (x - c) + side - s)) for b, c, s in frames)
+                if all(d > 0.84 * (side + s) for d, (*_, s) in zip(apart, frames, strict=True)):
+                    frames.append((y, x, side))
+                    break
+        if len(frames) >= NUM_OBJECTS[0]:
+            return frames
 
 
 def read_scene(file: Path) -> np.ndarray:
@@ -104,11 +131,8 @@ def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
     The JSON holds, in ImageFolder's order: `files`; `objects`, each `[class, y, x, side]`, the labeled one first;
     and `multilabels`, the sorted classes present; these are by name in `root/split_multilabels.json` too.
     """
-    if split == "train":
-        photographs, labels = (a[ANNOTATOR_SHARE:] for a in read_photographs("train"))
-    else:
-        photographs, labels = read_photographs("t10k")
-    rng = np.random.default_rng([seed, count, split == "train"])
+    photographs, labels = photographs_of(split)
+    rng = np.random.default_rng([seed, count, SPLITS.index(split)])
     scenes = []
     for name in CLASSES:
         (root / split / name).mkdir(parents=True, exist_ok=True)

@@ -39,14 +39,18 @@ def overlaps(crops: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.nda
     return common / (areas[0][:, None] + areas[1] - common), common / areas[1]
 
 
-def study(data: Path) -> dict[str, np.ndarray]:
-    """`CROPS` random crops (RandomResizedCrop, scale 0.08-1) of each training scene below `data`.
+def study(layout_file: Path, label_maps: Path) -> dict[str, np.ndarray]:
+    """`CROPS` random crops (RandomResizedCrop, scale 0.08-1) of each scene of a split.
+
+    Args:
+        layout_file: the split's JSON.
+        label_maps: the folder of its label maps.
 
     Returns:
         One value per crop: `iou` with the labeled object; `empty`, whether no object is in it; `single_right` and
         `pooled_right`, whether the single label, and the pooled label's best class, is that of an object in it.
     """
-    layout, sampler = json.loads((data / "train.json").read_text()), CropSampler(seed=0)
+    layout, sampler = json.loads(layout_file.read_text()), CropSampler(seed=0)
     sample, _ = sampler.compile()
     found: dict[str, list[Any]] = {"iou": [], "empty": [], "single_right": [], "pooled_right": []}
     for index, (file, entries) in enumerate(zip(layout["files"], layout["objects"], strict=True)):
@@ -57,7 +61,7 @@ def study(data: Path) -> dict[str, np.ndarray]:
         classes = np.array([c for c, *_ in entries])
         objects = np.array([(x, y, x + side, y + side) for _, y, x, side in entries], float)
         iou, share = overlaps(crops, objects)
-        scores, indices = read_tensor((data / "label_maps" / file).with_suffix(".pt")).numpy()
+        scores, indices = read_tensor((label_maps / file).with_suffix(".pt")).numpy()
         boxes, num_classes = crops / compose.CANVAS, len(compose.CLASSES)
         pooled = pool_one(scores, indices.astype(np.int64), boxes, num_classes, "float16")
         inside = share >= INSIDE

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_image
 
 from relabel.label_maps.settings import LITE0
 
-from .demo import command
+from .data import command
 
 FOLDER = Path("runs/label_map_demo")
 # WordNet ids of the single labels that a person asked for one would give.

@@ -1,112 +1,209 @@
-"""The paper's comparisons on Scenes: each kind of training label, the same network, several seeds.
+"""The paper's claims on Scenes, each an experiment: what it trains, and the table and figure of what came out.
 
-`python reproduce_tables.py --suite scenes` starts it. What is finished is kept; delete a run's folder to repeat it.
+  everything, or some of the experiments (annotators, ablation, epochs, scenes, robustness):
+    python -m scenes.suite
+    python -m scenes.suite ablation robustness --seeds 0 1 2
+
+Each training is kept in its own folder, so that a run that was stopped goes on with the next one, and experiments share
+those that they have in common; delete the folder `runs/scenes` to begin again.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from relabel.data.label_map_files import read_tensor
 from relabel.label_maps.inspection import pool_one
 from relabel.processes import use_all_cores
-from relabel.training.run_folder import read_log
 
-from . import compose, crop_study
-from .demo import mean_and_error, once, prepare, train
+from . import compose, crop_study, figures, robustness
+from .data import Data, once
+from .statistics import in_words
+from .trainings import ARCH, Training, run_all
 
-EPOCHS = 60
+SCENES, EPOCHS = 800, 80
+SCENE_COUNTS = (200, 400, 800, 1600, 3200)  # at as many steps as 800 scenes in EPOCHS
+EPOCH_COUNTS = (10, 20, 40, 80, 160)
+ANNOTATORS = ("weak", "strong")
+SINGLE, RELABEL = "single label", "localized, multi (ReLabel)"
+NO_MAPS = "--data.relabel.use=False"
 # Rows of the paper's tables 3 (kinds of supervision) and of its ablation (localized or global, single or multi).
-ROWS: dict[str, list[str]] = {
-    "single label": ["--data.relabel.use=False"],
-    "label smoothing 0.1": ["--data.relabel.use=False", "--optim.label_smoothing=0.1"],
-    "label cleaning": ["--data.relabel.use=False", "--data.clean_labels={data}/clean_labels.tsv"],
-    "annotator: global, single": ["--data.relabel.localized=False", "--data.relabel.multi=False"],
-    "annotator: global, multi": ["--data.relabel.localized=False"],
-    "annotator: localized, single": ["--data.relabel.multi=False"],
-    "annotator: localized, multi (ReLabel)": [],
-    "ReLabel + CutMix": ["--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"],
+ROWS: dict[str, tuple[str, ...]] = {
+    SINGLE: (NO_MAPS,),
+    "label smoothing 0.1": (NO_MAPS, "--optim.label_smoothing=0.1"),
+    "label cleaning": (NO_MAPS, "--data.clean_labels={root}/clean_labels_{annotator}.tsv"),
+    "global, single": ("--data.relabel.localized=False", "--data.relabel.multi=False"),
+    "global, multi": ("--data.relabel.localized=False",),
+    "localized, single": ("--data.relabel.multi=False",),
+    RELABEL: (),
+    "ReLabel + CutMix": ("--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"),
 }
+WITHOUT_ANNOTATOR = (SINGLE, "label smoothing 0.1")
 
 
-def main(folder: Path, seeds: list[int]) -> None:
-    """Do what is missing, then print the table and draw it: `folder`/scenes.md, scenes.png."""
-    data = folder / "data"
-    prepare(data)
-    once(data / "clean_labels.done", lambda: write_clean_labels(data))
-    runs: dict[str, list[Path]] = {row: [] for row in ROWS}
-    for seed in seeds:
-        for row, settings in ROWS.items():
-            run = folder / f"{''.join(c if c.isalnum() else '_' for c in row)}_{seed}"
-            given = [setting.format(data=data) for setting in settings]
-            given += [f"--optim.epochs={EPOCHS}", f"--validation.every={EPOCHS}"]
-            once(run / "finished", partial(train, data, run, seed, *given))
-            runs[row].append(run)
-    results = {row: {key: [read_log(r)[-1][key] for r in runs[row]] for key in ("top_1", "multilabel")} for row in ROWS}
-    (folder / "scenes.json").write_text(json.dumps({"seeds": seeds, "results": results}, indent=1))
-    table = make_table(results, len(seeds))
-    (folder / "scenes.md").write_text(table)
-    draw(results, folder / "scenes.png")
-    crops = crop_study.study(data)
-    crop_study.draw(crops, folder / "crop_study.png")
-    print(f"\n{table}\n{crop_study.summary(crops)}\n\n{folder}/scenes.md, scenes.json, scenes.png, crop_study.png")
+@dataclass(frozen=True)
+class Suite:
+    """Where everything goes, the seeds of the trainings, and how many run at a time."""
+
+    folder: Path
+    seeds: tuple[int, ...]
+    jobs: int
+
+    def data(self, scenes: int = SCENES, annotator: str = "strong") -> Data:
+        return Data(self.folder / "data", scenes, annotator)
+
+    def training(self, row: str, seed: int, data: Data, epochs: int = EPOCHS) -> Training:
+        settings = (*ROWS[row], f"--optim.epochs={epochs}", f"--validation.every={epochs}")
+        return Training(row, data, seed, settings)
+
+    def run(self, trainings: list[Training]) -> dict[Training, dict[str, float]]:
+        return run_all(trainings, self.folder / "trainings", self.jobs)
+
+    def save(self, name: str, text: str, results: object) -> None:
+        """`name`.md and `name`.json; prints the text."""
+        (self.folder / f"{name}.md").write_text(text)
+        (self.folder / f"{name}.json").write_text(json.dumps({"seeds": self.seeds, "results": results}, indent=1))
+        print(f"\n{text}", flush=True)
 
 
-def write_clean_labels(data: Path) -> None:
-    """The list for the row "label cleaning": labels that the annotator, given the full scene, finds less
-    likely than chance are left out.
-    """
-    layout = json.loads((data / "train.json").read_text())
-    classes, lines = len(compose.CLASSES), []
-    for file, objects in zip(layout["files"], layout["objects"], strict=True):
-        scores, indices = read_tensor((data / "label_maps" / file).with_suffix(".pt")).numpy()
-        whole = np.array([[0.0, 0, 1, 1]])
-        target = pool_one(scores, indices.astype(np.int64), whole, classes, "float16")[0]
-        if target[objects[0][0]] < 1 / classes:
-            lines.append(f"{file}\t-\n")
-    (data / "clean_labels.tsv").write_text("".join(lines))
+def annotators(suite: Suite) -> None:
+    """How good the two annotators' label maps of the training scenes are, and what random crops of these hold."""
+    results = {}
+    for annotator in ANNOTATORS:
+        data = suite.data(annotator=annotator)
+        data.make()
+        results[annotator] = data.quality()
+        crops = crop_study.study(data.layout, data.label_maps)
+        print(f"{annotator} annotator: {crop_study.summary(crops)}")
+        crop_study.draw(crops, suite.folder / f"crop_study_{annotator}.png")
+    lines = ["| annotator | top-1 % | multi-label % | localization % |", "|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(f'{v:.1f}' for v in found.values())} |" for name, found in results.items()]
+    suite.save("annotators", "\n".join(lines) + "\n", results)
+
+
+def ablation(suite: Suite) -> None:
+    """Each kind of label, with each annotator."""
+    trainings = []
+    for seed in suite.seeds:
+        for annotator in ANNOTATORS:
+            data = suite.data(annotator=annotator)
+            rows = [row for row in ROWS if annotator == "strong" or row not in WITHOUT_ANNOTATOR]
+            trainings += [suite.training(row, seed, data) for row in rows]
+            clean = data.root / f"clean_labels_{annotator}.tsv"
+            data.make()
+            once(clean.with_suffix(".done"), partial(write_clean_labels, data, clean))
+    results = suite.run(trainings)
+    table = {}
+    for row in ROWS:
+        for annotator in ANNOTATORS:
+            found = [r for t, r in results.items() if (t.row, t.data.annotator) == (row, annotator)]
+            if found:
+                name = "none" if row in WITHOUT_ANNOTATOR else annotator
+                table[f"{row} | {name}"] = {key: [r[key] for r in found] for key in found[0] if key != "settings"}
+    suite.save("ablation", make_table(table, len(suite.seeds)), table)
+    figures.ablation(table, suite.folder / "ablation.png")
 
 
 def make_table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
-    """Markdown: accuracy of each row, and its difference to the single label paired by seed, means and errors."""
+    """Markdown: accuracy of each row, and its difference to the first row, paired by seed; means and errors."""
     lines = [
-        f"| Scenes, {seeds} seeds | top-1 % | multi-label % | top-1, difference to the single label |",
-        "|---|---|---|---|",
+        f"| {ARCH}, {seeds} seeds | annotator | top-1 % | multi-label % | multi-label, difference to the single label "
+        "| multi-label on the training scenes % | CPU s |",
+        "|---|---|---|---|---|---|---|",
     ]
+    base = next(iter(results.values()))["multilabel"]
     for row, values in results.items():
-        cells = ["{:.1f} ± {:.1f}".format(*mean_and_error(values[key])) for key in ("top_1", "multilabel")]
-        gain = [a - b for a, b in zip(values["top_1"], results["single label"]["top_1"], strict=True)]
-        cells.append("" if row == "single label" else "{:+.1f} ± {:.1f}".format(*mean_and_error(gain)))
+        gain = [a - b for a, b in zip(values["multilabel"], base, strict=True)]
+        cells = [in_words(values["top_1"]), in_words(values["multilabel"]), in_words(gain, "+") if any(gain) else ""]
+        cells += [in_words(values["train_multilabel"]), f"{np.mean(values['cpu_seconds']):.0f}"]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(results: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Each row's seeds as points, means and standard errors as error bars."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    names = list(results)[::-1]
-    for axis, (key, title) in zip(axes, (("top_1", "top-1 %"), ("multilabel", "multi-label %")), strict=True):
-        for y, name in enumerate(names):
-            values = results[name][key]
-            mean, error = mean_and_error(values)
-            color = "C1" if "annotator" in name or "ReLabel" in name else "C0"
-            axis.errorbar(mean, y, xerr=error, fmt="o", color=color, capsize=4)
-            axis.plot(values, np.full(len(values), y), "|", color=color, alpha=0.5)
-        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
-        axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=110)
+def epochs(suite: Suite) -> None:
+    """What ReLabel gains by the length of the training."""
+    curve(suite, "epochs", {n: partial(suite.training, data=suite.data(), epochs=n) for n in EPOCH_COUNTS})
+
+
+def scenes(suite: Suite) -> None:
+    """What ReLabel gains by the number of training scenes, with the same number of steps."""
+    points = {n: partial(suite.training, data=suite.data(n), epochs=EPOCHS * SCENES // n) for n in SCENE_COUNTS}
+    curve(suite, "scenes", points)
+
+
+def curve(suite: Suite, name: str, points: dict[int, Callable[[str, int], Training]]) -> None:
+    """The single label and ReLabel at each of `points`: a table and a figure."""
+    wanted = {(at, row, seed): make(row, seed) for seed in suite.seeds for at, make in points.items()
+              for row in (SINGLE, RELABEL)}  # fmt: skip
+    results = suite.run(list(wanted.values()))
+    found = {
+        row: {at: [results[wanted[at, row, seed]]["multilabel"] for seed in suite.seeds] for at in points}
+        for row in (SINGLE, RELABEL)
+    }
+    lines = [
+        f"| {name} | single label, multi-label % | ReLabel, multi-label % | gain "
+        "| on the training scenes: single label | ReLabel |",
+        "|---|---|---|---|---|---|",
+    ]
+    for at in points:
+        single, relabel = found[SINGLE][at], found[RELABEL][at]
+        cells = [in_words(single), in_words(relabel)]
+        cells.append(in_words([a - b for a, b in zip(relabel, single, strict=True)], "+"))
+        for row in (SINGLE, RELABEL):
+            cells.append(in_words([results[wanted[at, row, seed]]["train_multilabel"] for seed in suite.seeds]))
+        lines.append(f"| {at:,} | {' | '.join(cells)} |")
+    suite.save(name, "\n".join(lines) + "\n", found)
+    figures.curve(found, name, suite.folder / f"{name}.png")
+
+
+def robust(suite: Suite) -> None:
+    """Networks of the ablation on damaged, attacked and foreign scenes."""
+    rows = (SINGLE, "label smoothing 0.1", RELABEL, "ReLabel + CutMix")
+    trainings = [suite.training(row, seed, suite.data()) for seed in suite.seeds for row in rows]
+    suite.run(trainings)
+    found = robustness.study(trainings, suite.folder / "trainings")
+    suite.save("robustness", robustness.make_table(found), found)
+    figures.robustness(found, suite.folder / "robustness.png")
+
+
+EXPERIMENTS: dict[str, Callable[[Suite], None]] = {
+    "annotators": annotators, "ablation": ablation, "epochs": epochs, "scenes": scenes, "robustness": robust
+}  # fmt: skip
+
+
+def write_clean_labels(data: Data, file: Path) -> None:
+    """The list for the row "label cleaning": labels that the annotator, given the full scene, finds less
+    likely than chance are left out.
+    """
+    layout = json.loads(data.layout.read_text())
+    classes, lines = len(compose.CLASSES), []
+    for name, objects in zip(layout["files"], layout["objects"], strict=True):
+        scores, indices = read_tensor((data.label_maps / name).with_suffix(".pt")).numpy()
+        whole = np.array([[0.0, 0, 1, 1]])
+        target = pool_one(scores, indices.astype(np.int64), whole, classes, "float16")[0]
+        if target[objects[0][0]] < 1 / classes:
+            lines.append(f"{name}\t-\n")
+    file.write_text("".join(lines))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which ones; all if none is named")
     parser.add_argument("--folder", type=Path, default=Path("runs/scenes"), help="folder of everything")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the trainings")
+    parser.add_argument("--jobs", type=int, default=0, help="trainings at a time [one on each core]")
     arguments = parser.parse_args()
+    if unknown := set(arguments.experiments) - set(EXPERIMENTS):
+        parser.error(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     use_all_cores()
-    main(arguments.folder, arguments.seeds)
+    for name in arguments.experiments or EXPERIMENTS:
+        start = time.perf_counter()
+        EXPERIMENTS[name](Suite(arguments.folder, tuple(arguments.seeds), arguments.jobs))
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)

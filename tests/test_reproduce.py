@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import yaml
 from conftest import run
@@ -11,9 +10,6 @@ from test_train import small  # noqa: F401  (a fixture)
 import reproduce_tables
 import train_imagenet
 from relabel.settings import load_settings
-from scenes import crop_study
-from scenes.demo import mean_and_error
-from scenes.suite import make_table
 
 
 def finished_run(folder, epochs, top_1, last_epoch):
@@ -96,33 +92,3 @@ def test_missing_rows_are_trained_and_evaluated(small, tmp_path, cluster):  # no
         assert again.returncode == 0 and "$ train_imagenet.py" not in again.stdout  # finished rows are not repeated
         failing = run("reproduce_tables.py", *arguments, "--rows", "relabel_rn50", "--train-settings=nowhere.yaml")
         assert failing.returncode == 1 and "these rows failed: relabel_rn50" in failing.stderr
-
-
-def test_the_scenes_table_pairs_rows_by_seed():
-    assert mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
-    results = {
-        "single label": {"top_1": [50.0, 52.0], "multilabel": [70.0, 70.0]},
-        "ReLabel": {"top_1": [51.0, 53.0], "multilabel": [72.0, 74.0]},
-    }
-    lines = make_table(results, 2).splitlines()
-    assert lines[2] == "| single label | 51.0 ± 1.0 | 70.0 ± 0.0 |  |"
-    assert lines[3] == "| ReLabel | 52.0 ± 1.0 | 73.0 ± 1.0 | +1.0 ± 0.0 |"
-    assert np.isnan(mean_and_error([1.0])[1])
-
-
-def test_overlaps_of_crops_and_objects():
-    crops = np.array([[0, 0, 10, 10], [20, 0, 30, 20]], float)
-    objects = np.array([[5, 5, 15, 15], [0, 0, 10, 10]], float)
-    iou, share = crop_study.overlaps(crops, objects)
-    np.testing.assert_allclose(iou, [[25 / 175, 1], [0, 0]])
-    np.testing.assert_allclose(share, [[0.25, 1], [0, 0]])
-
-
-def test_the_crop_study_of_scenes_and_its_figure(small, tmp_path):  # noqa: F811
-    found = crop_study.study(small)
-    assert {len(values) for values in found.values()} == {128 * crop_study.CROPS}
-    assert found["single_right"][found["iou"] > 0.5].all()  # a crop that is half the labeled object holds it
-    assert 0 < (found["iou"] == 0).mean() < 0.5 and not found["single_right"][found["empty"]].any()
-    assert "do not touch the labeled object" in crop_study.summary(found)
-    crop_study.draw(found, tmp_path / "study.png")
-    assert (tmp_path / "study.png").stat().st_size > 10_000

@@ -16,11 +16,11 @@ from conftest import ROOT, names_of, run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from relabel.data.label_map_files import read_tensor
-from relabel.label_maps.annotator import DenseAnnotator
 from relabel.models import build_model
 from relabel.training.run_folder import RunFolder
-from scenes import annotator, compose
+from scenes import compose
+from scenes.annotator import annotate
+from scenes.strong_annotator import strong_annotator
 
 OFFICIAL_BASE = """
 model: {arch: 'resnet50'}
@@ -38,12 +38,11 @@ util: {print_freq: 250, val_batch_size: 512}
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder with scenes, label maps of an untrained annotator, and the two .beton."""
+    """A folder with scenes, label maps of the strong annotator, and the two .beton."""
     root = tmp_path_factory.mktemp("scenes")
     compose.write_scenes(root, "train", 128, 0)
     compose.write_scenes(root, "val", 64, 0)
-    torch.manual_seed(0)
-    annotator.annotate(annotator.Annotator().eval(), root / "train", root / "label_maps")
+    annotate(strong_annotator(), root / "train", root / "label_maps")
     result = run(
         "write_datasets.py", f"--cfg.data_dir={root}/train", f"--cfg.label_map_dir={root}/label_maps",
         f"--cfg.write_path={root}/train.beton",
@@ -267,24 +266,3 @@ def test_a_file_without_label_maps_says_how_to_get_them(small, tmp_path):
         train(small, tmp_path / "run", f"--data.train_dataset={small}/val.beton", "--data.relabel.use=False").returncode
         == 0
     )
-
-
-def test_scenes_are_what_their_json_says(small):
-    layout = json.loads((small / "train.json").read_text())
-    files = sorted(str(p.relative_to(small / "train")) for p in (small / "train").rglob("*.jpg"))
-    assert layout["files"] == files and len(files) == 128
-    for file, objects, present in zip(files, layout["objects"], layout["multilabels"], strict=True):
-        assert compose.CLASSES[objects[0][0]] == file.split("/")[0]
-        assert present == sorted({c for c, *_ in objects})
-    assert np.mean([len(p) for p in layout["multilabels"]]) > 1.5
-
-
-def test_the_annotator_s_dense_logits_average_to_its_logits(small):
-    torch.manual_seed(1)
-    network, images = annotator.Annotator().eval(), torch.randn(2, 3, 120, 120)
-    dense = DenseAnnotator(network, 120)
-    with torch.inference_mode():
-        assert dense(images).shape == (2, 8, 15, 15)
-        assert torch.allclose(dense(images).mean((2, 3)), network(images), atol=1e-5)
-    file = next((small / "label_maps").rglob("*.pt"))
-    assert read_tensor(file).shape == (2, 5, 15, 15) and read_tensor(file).dtype == torch.float32

@@ -22,6 +22,7 @@ from .export import WEIGHTS, export_weights
 from .run import Plan, Run, peak_memory
 from .run_folder import RunFolder, read_log
 
+CURVES_EVERY = 10  # seconds; drawing takes a third of one, which is longer than an epoch of a small training
 B = TypeVar("B")
 
 
@@ -60,6 +61,7 @@ class Monitor:
         self.run, self.folder, self.loader, self.processes, self.plan = run, folder, loader, processes, plan
         self.print_freq, self.minutes, self.stop = print_freq, checkpoint_minutes, StopSignals()
         self._saved, self._data, self._reports = time.monotonic(), loader.data(), 0
+        self._drawn = -float("inf")
         if processes.first:
             print(folder.room(*run.sizes())[0], flush=True)
 
@@ -173,10 +175,13 @@ class Monitor:
         }
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Log an epoch; have it saved and the curves drawn."""
+        """Log an epoch; have it saved and, every `CURVES_EVERY` seconds and at the end, the curves drawn."""
         self.run.next_epoch()
         if self.processes.first:
             self.folder.log("log", line, at=self.run.epoch * self.plan.steps)
+            if self.run.epoch < self.plan.epochs and time.monotonic() - self._drawn < CURVES_EVERY:
+                return self._save()
+            self._drawn = time.monotonic()
             self._save(partial(self.draw, read_log(self.folder.path)))
 
     def draw(self, log: list[dict[str, Any]]) -> None:

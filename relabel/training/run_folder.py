@@ -3,7 +3,7 @@
 config.yaml      every setting in force
 log.jsonl        one line per epoch
 steps.jsonl      one line every `util.print_freq` steps
-curves.png       drawn after every epoch
+curves.png       drawn after an epoch, but not more often than every ten seconds
 checkpoint.pt    the state after the last step that was saved; checkpoint_before.pt: the one before
 weights.*        at the end, the validated weights for other programs (export.py)
 tensorboard/     with logging.tensorboard
