@@ -11,7 +11,7 @@ those that they have in common; delete the folder `runs/scenes` to begin again.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ from .data import Data, once
 from .statistics import in_words
 from .trainings import ARCH, Training, run_all
 
-SCENES, EPOCHS = 800, 80
+SCENES, EPOCHS = 800, 60
 SCENE_COUNTS = (200, 400, 800, 1600, 3200)  # at as many steps as 800 scenes in EPOCHS
-EPOCH_COUNTS = (10, 20, 40, 80, 160)
+EPOCH_COUNTS = (8, 15, 30, 60, 120)
 ANNOTATORS = ("weak", "strong")
 SINGLE, RELABEL = "single label", "localized, multi (ReLabel)"
 NO_MAPS = "--data.relabel.use=False"
@@ -44,21 +44,25 @@ ROWS: dict[str, tuple[str, ...]] = {
     RELABEL: (),
     "ReLabel + CutMix": ("--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"),
 }
+KEYS = ("top_1", "multilabel", "train_top_1", "train_multilabel", "cpu_seconds")
 WITHOUT_ANNOTATOR = (SINGLE, "label smoothing 0.1")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Where everything goes, the seeds of the trainings, and how many run at a time."""
+    """Where everything goes, the seeds of the trainings, how many run at a time, and how long they are."""
 
     folder: Path
     seeds: tuple[int, ...]
-    jobs: int
+    jobs: int = 0
+    scenes: int = SCENES
+    epochs: int = EPOCHS
 
-    def data(self, scenes: int = SCENES, annotator: str = "strong") -> Data:
-        return Data(self.folder / "data", scenes, annotator)
+    def data(self, scenes: int = 0, annotator: str = "strong") -> Data:
+        return Data(self.folder / "data", scenes or self.scenes, annotator)
 
-    def training(self, row: str, seed: int, data: Data, epochs: int = EPOCHS) -> Training:
+    def training(self, row: str, seed: int, data: Data, epochs: int = 0) -> Training:
+        epochs = epochs or self.epochs
         settings = (*ROWS[row], f"--optim.epochs={epochs}", f"--validation.every={epochs}")
         return Training(row, data, seed, settings)
 
@@ -105,7 +109,7 @@ def ablation(suite: Suite) -> None:
             found = [r for t, r in results.items() if (t.row, t.data.annotator) == (row, annotator)]
             if found:
                 name = "none" if row in WITHOUT_ANNOTATOR else annotator
-                table[f"{row} | {name}"] = {key: [r[key] for r in found] for key in found[0] if key != "settings"}
+                table[f"{row} | {name}"] = {key: [r[key] for r in found] for key in KEYS}
     suite.save("ablation", make_table(table, len(suite.seeds)), table)
     figures.ablation(table, suite.folder / "ablation.png")
 
@@ -137,7 +141,7 @@ def scenes(suite: Suite) -> None:
     curve(suite, "scenes", points)
 
 
-def curve(suite: Suite, name: str, points: dict[int, Callable[[str, int], Training]]) -> None:
+def curve(suite: Suite, name: str, points: Mapping[int, Callable[[str, int], Training]]) -> None:
     """The single label and ReLabel at each of `points`: a table and a figure."""
     wanted = {(at, row, seed): make(row, seed) for seed in suite.seeds for at, make in points.items()
               for row in (SINGLE, RELABEL)}  # fmt: skip

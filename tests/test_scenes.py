@@ -48,7 +48,8 @@ def test_the_same_objects_stand_before_another_background():
 def test_damages_grow_with_their_severity():
     clean = robustness.scenes_before(count=4)
     for damage in robustness.DAMAGES.values():
-        apart = [np.abs(robustness.damaged(clean, damage, s).pixels - clean.pixels.astype(int)).mean() for s in (1, 3, 5)]
+        after = [robustness.damaged(clean, damage, severity).pixels.astype(int) for severity in (1, 3, 5)]
+        apart = [np.abs(pixels - clean.pixels).mean() for pixels in after]
         assert 0.5 < apart[0] < apart[1] < apart[2], damage
 
 
@@ -118,14 +119,8 @@ def test_the_strong_annotator_s_training_repeats(monkeypatch):
 def test_trainings_are_kept_and_failures_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "VAL_SCENES", 64)
     monkeypatch.setattr(weak_annotator, "STEPS", 2)
-    monkeypatch.setattr(suite, "SCENES", 96)
-    monkeypatch.setattr(suite, "EPOCHS", 1)
-    rows = {row: suite.ROWS[row] for row in (suite.SINGLE, "label cleaning", suite.RELABEL)}
-    monkeypatch.setattr(suite, "ROWS", rows)
-    study = suite.Suite(tmp_path, (0, 1), 2)
-    monkeypatch.setattr(suite.Suite, "data", lambda self, scenes=96, annotator="strong": Data(tmp_path / "data", 96, annotator))
-    monkeypatch.setattr(suite.Suite, "training", lambda self, row, seed, data, epochs=1: Training(
-        row, data, seed, (*rows[row], "--optim.epochs=1", "--optim.batch_size=32")))
+    monkeypatch.setattr(suite, "ROWS", {r: suite.ROWS[r] for r in (suite.SINGLE, "label cleaning", suite.RELABEL)})
+    study = suite.Suite(tmp_path, seeds=(0, 1), jobs=2, scenes=96, epochs=1)
     suite.ablation(study)
     table = json.loads((tmp_path / "ablation.json").read_text())["results"]
     assert list(table) == [
