@@ -18,7 +18,7 @@ VAL_SCENES = 2000
 
 @dataclass(frozen=True)
 class Data:
-    """Training scenes with one annotator's label maps ("strong" or "weak"), and the validation scenes of all.
+    """Training scenes with one annotator's label maps ("strong", "weak", or "none"), and the validation scenes of all.
 
     What is not there yet in `folder` is made by `make`; scenes of another count are other scenes.
     """
@@ -51,9 +51,11 @@ class Data:
         self.root.mkdir(parents=True, exist_ok=True)
         once(self.folder / "val.done", partial(write_scenes, self.folder, "val", VAL_SCENES, seed=0))
         once(self.root / "train.done", partial(write_scenes, self.root, "train", self.scenes, seed=0))
-        once(self.label_maps.with_suffix(".done"), self._annotate)
-        maps = f"--cfg.label_map_dir={self.label_maps}"
-        for images, beton, more in ((self.folder / "val", self.val, []), (self.root / "train", self.train, [maps])):
+        maps = []
+        if self.annotator != "none":
+            once(self.label_maps.with_suffix(".done"), self._annotate)
+            maps = [f"--cfg.label_map_dir={self.label_maps}"]
+        for images, beton, more in ((self.folder / "val", self.val, []), (self.root / "train", self.train, maps)):
             if not beton.exists():
                 command("write_datasets.py", f"--cfg.data_dir={images}", f"--cfg.write_path={beton}", *more)
 

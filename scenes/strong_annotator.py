@@ -21,14 +21,14 @@ from .compose import CANVAS, compose, photographs_of
 WEIGHTS = Path(__file__).with_name("strong_annotator.safetensors")
 LAYERS = [(32, 2), (48, 2), (64, 1), (64, 1), (64, 1), (64, 1)]  # channels, stride
 CELL = 4  # pixels of its input
-SCENES, EPOCHS, BATCH_SIZE = 40_000, 10, 64
+SCENES, EPOCHS, BATCH_SIZE = 40_000, 8, 64
 LEAST_SIDE = 50  # pixels of a random crop
 
 
-def strong_annotator() -> Annotator:
-    """The strong annotator, with its weights, in eval mode."""
+def strong_annotator(weights: Path = WEIGHTS) -> Annotator:
+    """The strong annotator, in eval mode."""
     model = Annotator(MAP_SIZE * CELL, LAYERS)
-    model.load_state_dict(load_file(WEIGHTS))
+    model.load_state_dict(load_file(weights))
     return model.eval()
 
 
@@ -78,7 +78,12 @@ def random_crops(images: torch.Tensor, size: int, rng: np.random.Generator) -> t
     return crops.flip(3) if rng.random() < 0.5 else crops
 
 
+def save(model: Annotator, file: Path) -> None:
+    """Its weights, in float16."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, file)
+
+
 if __name__ == "__main__":
-    weights = train(SCENES, EPOCHS).state_dict()
-    save_file({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, WEIGHTS)
+    save(train(SCENES, EPOCHS), WEIGHTS)
     print(f"{WEIGHTS} written")

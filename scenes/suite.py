@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +62,8 @@ class Suite:
         return Data(self.folder / "data", scenes or self.scenes, annotator)
 
     def training(self, row: str, seed: int, data: Data, epochs: int = 0) -> Training:
-        epochs = epochs or self.epochs
+        """Labels that no annotator has a part in are of data without label maps, whatever `data` is."""
+        epochs, data = epochs or self.epochs, replace(data, annotator="none") if row in WITHOUT_ANNOTATOR else data
         settings = (*ROWS[row], f"--optim.epochs={epochs}", f"--validation.every={epochs}")
         return Training(row, data, seed, settings)
 
@@ -93,23 +94,20 @@ def annotators(suite: Suite) -> None:
 
 def ablation(suite: Suite) -> None:
     """Each kind of label, with each annotator."""
-    trainings = []
+    trainings: list[Training] = []
+    for annotator in ANNOTATORS:
+        data = suite.data(annotator=annotator)
+        data.make()
+        clean = data.root / f"clean_labels_{annotator}.tsv"
+        once(clean.with_suffix(".done"), partial(write_clean_labels, data, clean))
     for seed in suite.seeds:
         for annotator in ANNOTATORS:
-            data = suite.data(annotator=annotator)
-            rows = [row for row in ROWS if annotator == "strong" or row not in WITHOUT_ANNOTATOR]
-            trainings += [suite.training(row, seed, data) for row in rows]
-            clean = data.root / f"clean_labels_{annotator}.tsv"
-            data.make()
-            once(clean.with_suffix(".done"), partial(write_clean_labels, data, clean))
-    results = suite.run(trainings)
+            trainings += [suite.training(row, seed, suite.data(annotator=annotator)) for row in ROWS]
+    results = suite.run(list(dict.fromkeys(trainings)))
     table = {}
-    for row in ROWS:
-        for annotator in ANNOTATORS:
-            found = [r for t, r in results.items() if (t.row, t.data.annotator) == (row, annotator)]
-            if found:
-                name = "none" if row in WITHOUT_ANNOTATOR else annotator
-                table[f"{row} | {name}"] = {key: [r[key] for r in found] for key in KEYS}
+    for row, annotator in dict.fromkeys((t.row, t.data.annotator) for row in ROWS for t in results if t.row == row):
+        found = [result for t, result in results.items() if (t.row, t.data.annotator) == (row, annotator)]
+        table[f"{row} | {annotator}"] = {key: [result[key] for result in found] for key in KEYS}
     suite.save("ablation", make_table(table, len(suite.seeds)), table)
     figures.ablation(table, suite.folder / "ablation.png")
 
