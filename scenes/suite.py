@@ -1,6 +1,6 @@
 """The paper's claims on Scenes, each an experiment: what it trains, and the table and figure of what came out.
 
-  everything, or some of the experiments (annotators, ablation, epochs, scenes, robustness):
+  everything, or some of the experiments (annotators, ablation, epochs, scenes, robustness, transposed):
     python -m scenes.suite
     python -m scenes.suite ablation robustness --seeds 0 1 2
 
@@ -31,7 +31,7 @@ SCENES, EPOCHS = 800, 60
 SCENE_COUNTS = (200, 400, 800, 1600, 3200)  # at as many steps as 800 scenes in EPOCHS
 EPOCH_COUNTS = (8, 15, 30, 60, 120)
 ANNOTATORS = ("weak", "strong")
-SINGLE, RELABEL = "single label", "localized, multi (ReLabel)"
+SINGLE, RELABEL, TRANSPOSED = "single label", "localized, multi (ReLabel)", "ReLabel, transposed region"
 NO_MAPS = "--data.relabel.use=False"
 # Rows of the paper's tables 3 (kinds of supervision) and of its ablation (localized or global, single or multi).
 ROWS: dict[str, tuple[str, ...]] = {
@@ -44,6 +44,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     RELABEL: (),
     "ReLabel + CutMix": ("--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"),
 }
+SETTINGS = ROWS | {TRANSPOSED: ("--data.relabel.pairing=official",)}
 KEYS = ("top_1", "multilabel", "train_top_1", "train_multilabel", "cpu_seconds")
 WITHOUT_ANNOTATOR = (SINGLE, "label smoothing 0.1")
 
@@ -64,7 +65,7 @@ class Suite:
     def training(self, row: str, seed: int, data: Data, epochs: int = 0) -> Training:
         """Labels that no annotator has a part in are of data without label maps, whatever `data` is."""
         epochs, data = epochs or self.epochs, replace(data, annotator="none") if row in WITHOUT_ANNOTATOR else data
-        settings = (*ROWS[row], f"--optim.epochs={epochs}", f"--validation.every={epochs}")
+        settings = (*SETTINGS[row], f"--optim.epochs={epochs}", f"--validation.every={epochs}")
         return Training(row, data, seed, settings)
 
     def run(self, trainings: list[Training]) -> dict[Training, dict[str, float]]:
@@ -164,6 +165,20 @@ def curve(suite: Suite, name: str, points: Mapping[int, Callable[[str, int], Tra
     figures.curve(found, name, suite.folder / f"{name}.png")
 
 
+def transposed(suite: Suite) -> None:
+    """What it costs to pool the transposed region of each crop: the official pairing, of maps stored rows first."""
+    rows = (RELABEL, TRANSPOSED)
+    trainings = {(row, seed): suite.training(row, seed, suite.data()) for seed in suite.seeds for row in rows}
+    results = suite.run(list(trainings.values()))
+    found = {row: [results[trainings[row, seed]]["multilabel"] for seed in suite.seeds] for row in rows}
+    loss = in_words([a - b for a, b in zip(found[TRANSPOSED], found[RELABEL], strict=True)], "+")
+    own, other = (in_words(found[row]) for row in rows)
+    text = (
+        f"multi-label accuracy, {len(suite.seeds)} seeds: the crop's own region {own} %, the transposed one {other} %"
+    )
+    suite.save("transposed", f"{text}; difference {loss}\n", found)
+
+
 def robust(suite: Suite) -> None:
     """Networks of the ablation on damaged, attacked and foreign scenes."""
     rows = (SINGLE, "label smoothing 0.1", RELABEL, "ReLabel + CutMix")
@@ -175,7 +190,8 @@ def robust(suite: Suite) -> None:
 
 
 EXPERIMENTS: dict[str, Callable[[Suite], None]] = {
-    "annotators": annotators, "ablation": ablation, "epochs": epochs, "scenes": scenes, "robustness": robust
+    "annotators": annotators, "ablation": ablation, "epochs": epochs, "scenes": scenes, "robustness": robust,
+    "transposed": transposed,
 }  # fmt: skip
 
 
