@@ -119,18 +119,18 @@ def damaged(clean: Scenes, damage: Callable, severity: int) -> Scenes:
     return Scenes(pixels, clean.labels, clean.present)
 
 
-def all_sets() -> Iterator[tuple[str, Scenes]]:
+def all_sets(count: int) -> Iterator[tuple[str, Scenes]]:
     """The sets by what was done to them; several of one name are its severities."""
-    clean = scenes_before()
+    clean = scenes_before(count=count)
     yield UNCHANGED, clean
     for name, damage in DAMAGES.items():
         for severity in SEVERITIES:
             yield name, damaged(clean, damage, severity)
     for name, scenery in (("bright background", bright), ("stripes", stripes), ("clutter", clutter())):
-        yield name, scenes_before(scenery)
+        yield name, scenes_before(scenery, count)
 
 
-def study(trainings: list[Training], runs: Path) -> dict[str, dict[str, list[float]]]:
+def study(trainings: list[Training], runs: Path, count: int = VAL_SCENES) -> dict[str, dict[str, list[float]]]:
     """The accuracy in percent by kind of test set and row, of each seed; the mean over severities.
 
     Multi-label accuracy; under attack, which goes against the single label, top-1 accuracy.
@@ -143,7 +143,7 @@ def study(trainings: list[Training], runs: Path) -> dict[str, dict[str, list[flo
             found.setdefault(kind, {}).setdefault(training, []).append(measure(network))
         print(f"robustness: {kind}", flush=True)
 
-    for name, scenes in all_sets():
+    for name, scenes in all_sets(count):
         images = as_inputs(scenes.pixels)
         note(name, partial(accuracy, images=images, right=scenes.present))
         if name == UNCHANGED:

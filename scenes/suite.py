@@ -136,7 +136,8 @@ def epochs(suite: Suite) -> None:
 
 def scenes(suite: Suite) -> None:
     """What ReLabel gains by the number of training scenes, with the same number of steps."""
-    points = {n: partial(suite.training, data=suite.data(n), epochs=EPOCHS * SCENES // n) for n in SCENE_COUNTS}
+    steps = suite.epochs * suite.scenes
+    points = {n: partial(suite.training, data=suite.data(n), epochs=steps // n) for n in SCENE_COUNTS}
     curve(suite, "scenes", points)
 
 

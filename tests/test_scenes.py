@@ -10,7 +10,7 @@ from test_train import small  # noqa: F401  (a fixture)
 from relabel.data.label_map_files import read_tensor
 from relabel.errors import BadInput
 from relabel.label_maps.annotator import DenseAnnotator
-from scenes import compose, crop_study, data, robustness, suite, weak_annotator
+from scenes import compose, crop_study, data, figures, robustness, suite, weak_annotator
 from scenes.annotator import Annotator, annotate, quality
 from scenes.data import Data
 from scenes.statistics import in_words, mean_and_error
@@ -132,11 +132,36 @@ def test_trainings_are_kept_and_failures_named(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "ablation.png").stat().st_size > 5000 and "10/10" in capsys.readouterr().out
     suite.ablation(study)  # nothing is trained again
     assert "trainings, 2 at a time" not in capsys.readouterr().out
+    trained = study.training(suite.RELABEL, 0, study.data())
+    found = robustness.study([trained], tmp_path / "trainings", count=16)
+    assert len(found) == 5 + len(robustness.DAMAGES) + len(robustness.EPSILONS)
+    assert all(0 <= values[suite.RELABEL][0] <= 100 and len(values[suite.RELABEL]) == 1 for values in found.values())
+    assert robustness.make_table(found).splitlines()[2].startswith(f"| {robustness.UNCHANGED} | ")
+    figures.robustness(found, tmp_path / "robustness.png")
     bad = Training("bad", study.data(), 0, ("--optim.epochs=0",))
     with pytest.raises(BadInput, match=r"bad, seed 0, failed: 2; see .*output\.txt"):
         run_all([bad], tmp_path / "trainings", 1)
     (output,) = (tmp_path / "trainings").glob("bad_*/output.txt")
     assert "optim.epochs" in output.read_text()
+
+
+def test_a_curve_has_as_many_steps_at_each_number_of_scenes(tmp_path, monkeypatch):
+    asked = []
+
+    def run(self, trainings):
+        asked.extend(trainings)
+        return {t: {"multilabel": 50.0 + len(t.row), "train_multilabel": 60.0} for t in trainings}
+
+    monkeypatch.setattr(suite.Suite, "run", run)
+    suite.scenes(suite.Suite(tmp_path, seeds=(0, 1)))
+    assert {t.data.scenes for t in asked} == set(suite.SCENE_COUNTS) and len(asked) == 4 * len(suite.SCENE_COUNTS)
+    for training in asked:
+        (epochs,) = (int(s.rpartition("=")[2]) for s in training.settings if s.startswith("--optim.epochs"))
+        assert training.data.scenes * epochs == suite.SCENES * suite.EPOCHS
+    gain = len(suite.RELABEL) - len(suite.SINGLE)
+    single, relabel = 50.0 + len(suite.SINGLE), 50.0 + len(suite.RELABEL)
+    line = f"| 200 | {single:.1f} ± 0.0 | {relabel:.1f} ± 0.0 | +{gain}.0 ± 0.0 | 60.0 ± 0.0 | 60.0 ± 0.0 |"
+    assert line in (tmp_path / "scenes.md").read_text() and (tmp_path / "scenes.png").exists()
 
 
 def test_a_training_of_other_settings_has_another_folder(tmp_path):
