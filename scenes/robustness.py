@@ -27,7 +27,7 @@ from .trainings import IMAGE_SIZE, Training, network_of
 
 SEVERITIES = (1, 3, 5)
 UNCHANGED = "as in training"
-EPSILONS = (1, 4)  # of the attacks, gray levels of 255
+EPSILONS = (1, 4, 8)  # of the attacks, gray levels of 255
 Pixels = np.ndarray  # uint8 `[H, W, 3]`
 
 
