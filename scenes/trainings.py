@@ -57,12 +57,12 @@ class Training:
         return f"{''.join(c if c.isalnum() else '_' for c in self.row)}_{digest}_{self.seed}"
 
     def arguments(self, run: Path) -> list[str]:
-        """Of train_imagenet.py; `{root}` in a setting is the folder of the training scenes."""
+        """Of train_imagenet.py; in a setting `{root}` is the folder of the training scenes, `{annotator}` its name."""
         data = self.data
         return [
             f"--config-file={CONFIG}", f"--data.train_dataset={data.train}", f"--data.val_dataset={data.val}",
             f"--validation.multilabel_file={data.folder}/val_multilabels.json", f"--compute.seed={self.seed}",
-            f"--logging.folder={run}", "--resume=auto", *(s.format(root=data.root) for s in self.settings),
+            f"--logging.folder={run}", "--resume=auto", *(s.format(root=data.root, annotator=data.annotator) for s in self.settings),
         ]  # fmt: skip
 
 
@@ -87,6 +87,9 @@ def run_all(trainings: list[Training], runs: Path, jobs: int = 0) -> dict[Traini
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             futures = {pool.submit(_run, training, runs / training.name): training for training in missing}
             for done, future in enumerate(as_completed(futures), 1):
+                if error := future.exception():
+                    pool.shutdown(cancel_futures=True)
+                    raise error
                 result, training = future.result(), futures[future]
                 left = (time.perf_counter() - start) / done * (len(missing) - done)
                 print(

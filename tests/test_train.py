@@ -189,7 +189,7 @@ def test_labels_are_cleaned_and_a_head_of_another_size_is_reinitialized(small, t
     pretrained = tmp_path / "21k.pth"
     torch.save({"state_dict": build_model("shufflenet_v2_x0_5", 21).state_dict()}, pretrained)
     files = names_of(f"{small}/train.beton")
-    (tmp_path / "clean.tsv").write_text("".join(f"{name}\t-\n" for name in files[:40]) + f"{Path(files[50]).name}\t3\n")
+    (tmp_path / "clean.tsv").write_text("".join(f"{name}\t-\n" for name in files[:40]) + f"{Path(files[50]).name}\t7\n")
     result = train(small, tmp_path / "run", f"--model.weights={pretrained}", "--optim.epochs=1",
                    f"--data.clean_labels={tmp_path}/clean.tsv")  # fmt: skip
     assert result.returncode == 0, result.stderr
