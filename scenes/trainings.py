@@ -62,7 +62,8 @@ class Training:
         return [
             f"--config-file={CONFIG}", f"--data.train_dataset={data.train}", f"--data.val_dataset={data.val}",
             f"--validation.multilabel_file={data.folder}/val_multilabels.json", f"--compute.seed={self.seed}",
-            f"--logging.folder={run}", "--resume=auto", *(s.format(root=data.root, annotator=data.annotator) for s in self.settings),
+            f"--logging.folder={run}", "--resume=auto",
+            *(setting.format(root=data.root, annotator=data.annotator) for setting in self.settings),
         ]  # fmt: skip
 
 
