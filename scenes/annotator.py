@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from relabel.data.label_map_files import read_tensor
-from relabel.sources.opening import open_source
 from relabel.label_maps.annotator import DenseAnnotator, Preprocessing
 from relabel.label_maps.generator import Generation, Tree, generate
 from relabel.label_maps.inspection import pool_one
 from relabel.precision import precision_of
+from relabel.sources.opening import open_source
 
 from .compose import CANVAS, CLASSES
 
