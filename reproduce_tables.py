@@ -6,7 +6,7 @@
     python reproduce_tables.py --run --gpus 8 --train-settings train.yaml --evaluate-settings evaluate.yaml
   or as an array of SLURM jobs (pip install submitit):
     python reproduce_tables.py --run --gpus 8 --cluster slurm --partition gpu --train-settings ...
-  the same claims on the Scenes of the demo, with 5 seeds, on 2 CPU cores in about half an hour:
+  the kinds of labels on the Scenes of the demo, with two annotators and 5 seeds (70 trainings, each a minute of a core):
     python reproduce_tables.py --suite scenes
 
 train.yaml holds what train_imagenet.py needs to know of this machine (data.train_dataset, data.val_dataset, ...),
@@ -211,7 +211,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.suite == "scenes":
         seeds = [str(seed) for seed in arguments.seeds]
         return subprocess.run(
-            [sys.executable, "-m", "scenes.suite", f"--folder={arguments.runs}", "--seeds", *seeds],
+            [sys.executable, "-m", "scenes.suite", "ablation", f"--folder={arguments.runs}", "--seeds", *seeds],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         ).returncode
     code = run_missing(arguments) if arguments.run else 0
