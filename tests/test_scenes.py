@@ -120,7 +120,7 @@ def test_trainings_are_kept_and_failures_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "VAL_SCENES", 64)
     monkeypatch.setattr(weak_annotator, "STEPS", 2)
     monkeypatch.setattr(suite, "ROWS", {r: suite.ROWS[r] for r in (suite.SINGLE, "label cleaning", suite.RELABEL)})
-    study = suite.Suite(tmp_path, seeds=(0, 1), jobs=2, scenes=96, epochs=1)
+    study = suite.Suite(tmp_path, seeds=(0, 1), jobs=2, scenes=256, epochs=1)
     suite.ablation(study)
     table = json.loads((tmp_path / "ablation.json").read_text())["results"]
     assert list(table) == [
