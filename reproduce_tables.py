@@ -6,7 +6,7 @@
     python reproduce_tables.py --run --gpus 8 --train-settings train.yaml --evaluate-settings evaluate.yaml
   or as an array of SLURM jobs (pip install submitit):
     python reproduce_tables.py --run --gpus 8 --cluster slurm --partition gpu --train-settings ...
-  the kinds of labels on the Scenes of the demo, with two annotators and 5 seeds (70 trainings, each a minute of a core):
+  the kinds of labels on the Scenes of the demo, with two annotators and 5 seeds (70 trainings of a minute of a core):
     python reproduce_tables.py --suite scenes
 
 train.yaml holds what train_imagenet.py needs to know of this machine (data.train_dataset, data.val_dataset, ...),
