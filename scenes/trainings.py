@@ -9,7 +9,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 import yaml
 
 import train_imagenet
-from relabel.cores import usable_cores
+from relabel.cores import ONE_THREAD, usable_cores
 from relabel.data.reading import Reading, validation_loader
 from relabel.errors import BadInput
 from relabel.evaluation.label_sets import read_multilabels
@@ -83,10 +85,10 @@ def run_all(trainings: list[Training], runs: Path, jobs: int = 0) -> dict[Traini
     if missing:
         jobs = min(jobs or usable_cores(), len(missing))
         print(f"\n{len(missing)} trainings, {jobs} at a time; the output of each is in {runs}/*/output.txt", flush=True)
-        os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # of the processes to come
         start = time.perf_counter()
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_run, training, runs / training.name): training for training in missing}
+            with _one_thread():  # the processes start as they are given work
+                futures = {pool.submit(_run, training, runs / training.name): training for training in missing}
             for done, future in enumerate(as_completed(futures), 1):
                 if error := future.exception():
                     pool.shutdown(cancel_futures=True)
@@ -99,6 +101,18 @@ def run_all(trainings: list[Training], runs: Path, jobs: int = 0) -> dict[Traini
                     flush=True,
                 )
     return {training: json.loads((runs / training.name / "result.json").read_text()) for training in trainings}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The environment of processes that compute with one thread; this one's own is restored, which numba reads again."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _run(training: Training, run: Path) -> dict[str, float]:
