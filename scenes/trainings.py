@@ -105,7 +105,7 @@ def run_all(trainings: list[Training], runs: Path, jobs: int = 0) -> dict[Traini
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The environment of processes that compute with one thread; this one's own is restored, which numba reads again."""
+    """The environment of processes that compute with one thread; then this one's own again, which numba rereads."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
     try:
