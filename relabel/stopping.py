@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 STOPPED = 75  # exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL)
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
+SOON = 0.01  # seconds
 
 
 def stop_while_importing() -> None:
@@ -37,7 +38,24 @@ def _leave(number: int, frame: object) -> NoReturn:
         signal.signal(other, signal.SIG_IGN)
     if os.environ.get("RANK", "0") == "0":
         print("stopped while starting, nothing to save; the same command starts again", flush=True)
-    raise SystemExit(STOPPED)
+    _unwind(STOPPED)
+
+
+def _unwind(code: int) -> NoReturn:
+    """Raise SystemExit, again where Python drops it: from finalizers, and after a fork, no exception comes through."""
+
+    def again(number: int, frame: object) -> NoReturn:
+        raise SystemExit(code)
+
+    def dropped(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, SystemExit):
+            signal.signal(signal.SIGALRM, again)
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = dropped
+    raise SystemExit(code)
 
 
 @contextmanager
@@ -48,7 +66,7 @@ def sigterm_unwinds() -> Iterator[None]:
     """
 
     def exit(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        _unwind(128 + number)
 
     ours = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     if ours or threading.current_thread() is not threading.main_thread():
