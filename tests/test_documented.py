@@ -47,7 +47,7 @@ SMALLER = {
     "cfg.label_map_dir=birds_maps.npy": ["--cfg.min_agreement=0"],  # the annotator's weights are random
 }
 NOT_RUN = {
-    r"-m scenes\.(demo|suite|strong_a|transfer)|--suite scenes": "minutes of training; the steps: tests/test_scenes*.py",
+    r"-m scenes\.(demo|suite|strong_a|transfer)|--suite scenes": "minutes of training: tests/test_scenes*.py",
     r"rn50_configs/demo\.yaml": "the demo's training: test_train.py",
     r"-m (pytest|ruff|zensical|uv|build)": "tests, lint, site (test_site.py), lock and wheel (test_install.py)",
     r"\bpip install|activate|relabel-gpu-kit|bundle/install|setup/": "installs or collects packages",
