@@ -177,4 +177,4 @@ def test_data_are_packed_before_the_processes_start(small, load, tmp_path, monke
 def test_a_data_folder_that_is_not_there_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RELABEL)
     result = run("train_imagenet.py", "--config-file-path", f"{tmp_path}/recipe.yaml", "--data.data_path", "/nowhere/")
-    assert result.returncode == 1 and "data.data_path is /nowhere/: there is no folder /nowhere/train" in result.stderr
+    assert result.returncode == 1 and "data.data_path is /nowhere/: there is no /nowhere/train to pack" in result.stderr
