@@ -15,9 +15,9 @@
 #include <Python.h>
 
 #include <pthread.h>
-#include <setjmp.h>
 
 #include "crop.h"
+#include "errors.h"
 #include "tables.h"
 
 #define GREATEST_SIZE 16384         // of an output
@@ -25,13 +25,6 @@
 #define GREATEST_MEMORY (1L << 30)  // bytes, for the coefficients of a progressive JPEG that claims to be huge
 #define GREATEST_PIXELS (1L << 26)  // of a crop that libjpeg decodes, after scaling
 
-typedef struct {
-  struct jpeg_error_mgr manager;
-  jmp_buf leave;
-} ErrorManager;
-
-static void leave_on_error(j_common_ptr info) { longjmp(((ErrorManager *)info->err)->leave, 1); }
-static void say_nothing(j_common_ptr info) { (void)info; }
 static void say_no_level(j_common_ptr info, int level) {
   if (level < 0) info->err->num_warnings++;
 }
@@ -61,10 +54,7 @@ static void make_key(void) { pthread_key_create(&at_thread_end, free_decompresso
 
 static int make_decompressor(Decompressor *d) {
   if (d->ready) return 1;
-  d->info.err = jpeg_std_error(&d->error.manager);
-  d->error.manager.error_exit = leave_on_error;
-  d->error.manager.output_message = say_nothing;
-  d->error.manager.emit_message = say_no_level;
+  d->info.err = errors(&d->error, say_no_level);
   if (setjmp(d->error.leave)) return 0;
   jpeg_create_decompress(&d->info);
   d->info.mem->max_memory_to_use = GREATEST_MEMORY;

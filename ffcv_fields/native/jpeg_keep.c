@@ -8,29 +8,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <setjmp.h>
-
 #include "copy_codes.h"
+#include "errors.h"
 
 #define GREATEST_MEMORY (1L << 30)  // bytes, for the coefficients of a JPEG that claims to be huge
 
-typedef struct {
-  struct jpeg_error_mgr manager;
-  jmp_buf leave;
-} ErrorManager;
-
-static void leave_on_error(j_common_ptr info) { longjmp(((ErrorManager *)info->err)->leave, 1); }
-static void say_nothing(j_common_ptr info) { (void)info; }
 static void leave_on_warning(j_common_ptr info, int level) {
   if (level < 0) leave_on_error(info);
-}
-
-static struct jpeg_error_mgr *errors(ErrorManager *error) {
-  jpeg_std_error(&error->manager);
-  error->manager.error_exit = leave_on_error;
-  error->manager.output_message = say_nothing;
-  error->manager.emit_message = leave_on_warning;
-  return &error->manager;
 }
 
 // --- libjpeg writes into memory of a given size -------------------------------------------------------------------------
@@ -68,7 +52,7 @@ static int keep_by_libjpeg(KeepRequest *r, j_decompress_ptr from) {
   volatile int status = DAMAGED;
   jvirt_barray_ptr *coefficients = jpeg_read_coefficients(from);  // errors leave by the caller
   if (!is_complete(from)) return OTHER_KIND;
-  to.err = errors(&error);
+  to.err = errors(&error, leave_on_warning);
   if (setjmp(error.leave) == 0) {
     jpeg_create_compress(&to);
     to.dest = &destination.manager;
@@ -107,7 +91,7 @@ int64_t jpeg_keep(int64_t request) {
   ErrorManager error;
   struct jpeg_decompress_struct info = {0};
   volatile int status = DAMAGED;
-  info.err = errors(&error);
+  info.err = errors(&error, leave_on_warning);
   r->height = r->width = r->written = 0;
   if (r->bytes < 1 || r->room < 1 || r->every < 0 || r->every > 65535) return OTHER_KIND;
   if (setjmp(error.leave) == 0) {
@@ -147,7 +131,7 @@ int64_t jpeg_pixels(int64_t request) {
   ErrorManager error;
   struct jpeg_decompress_struct info = {0};
   volatile int status = DAMAGED;
-  info.err = errors(&error);
+  info.err = errors(&error, leave_on_warning);
   if (setjmp(error.leave) == 0) {
     jpeg_create_decompress(&info);
     info.mem->max_memory_to_use = GREATEST_MEMORY;
