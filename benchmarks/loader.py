@@ -109,7 +109,7 @@ class Passes(Loader):
     """A loader whose epoch is several passes over the samples."""
 
     def __init__(self, path: Path, pipelines: dict[str, Any]) -> None:
-        super().__init__(str(path), 1000, "random", CORES, batch_size=BATCH, drop_last=True, pipelines=pipelines)
+        super().__init__(str(path), 1000, BATCH, pipelines, order="random", num_workers=CORES)
         self.samples = np.tile(self.samples, PASSES)
 
 
