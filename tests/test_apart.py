@@ -7,14 +7,18 @@ import sys
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
+from ffcv_fields import image_field
 from conftest import ROOT, names_of, write_images
 from faults import alive, descendants
+from ffcv.fields import IntField
 from PIL import Image
 
 from relabel.data.apart import pack_apart
 from relabel.data.settings import Packing
+from relabel.data.writer import Workers, write_beton
 from relabel.errors import BadInput, BadSample, WorkerFailed
 
 AT_FORK = """
@@ -113,3 +117,14 @@ def test_a_packing_process_that_is_killed_is_an_error(tmp_path, packing):
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1 and WorkerFailed.__name__ in said and "was killed by SIGKILL" in said
     assert gone(below) and not (tmp_path / "t.beton").exists()
+
+
+def test_workers_do_not_wait_for_opencv_s_threads(tmp_path):
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (500, 500), interpolation=cv2.INTER_AREA)  # starts them
+    fields = {"image": image_field(0, write_mode="raw", max_resolution=64), "label": IntField()}
+    image = np.zeros((1500, 1500, 3), np.uint8)  # resized by the field, with OpenCV
+    write_beton(tmp_path / "a.beton", fields, [0, 1], lambda index: (image, index), Workers(2, 1))
+    assert cv2.getNumThreads() == 2
+    cv2.setNumThreads(threads)

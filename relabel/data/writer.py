@@ -89,7 +89,7 @@ def write_beton(
     with exclusive(path, "is being written"), atomic(path) as temporary:
         writer = DatasetWriter(str(temporary), fields, page_size=PAGE_SIZE, num_workers=workers.count)
         writer.num_samples = len(samples)
-        with _shared_memory(writer):
+        with _shared_memory(writer), _one_thread_of_opencv():
             packed, allocations = _run_workers(writer, job)
             skipped = [index for index, _ in packed.skipped]
             packed.kept = np.setdiff1d(np.arange(len(samples)), skipped)
@@ -156,6 +156,17 @@ class _Shared:
     next_sample: Any
     done: Any
     current: Any
+
+
+@contextmanager
+def _one_thread_of_opencv() -> Iterator[None]:
+    """There is a worker for each core; and one that is forked beside OpenCV's threads would wait for them for ever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _run_workers(writer: DatasetWriter, job: _Job) -> tuple[Packed, np.ndarray]:
@@ -227,7 +238,6 @@ def _why_it_died(process, samples, index):
 def _work(rank: int, parent: int, sender: Connection, writer: DatasetWriter, job: _Job, shared: _Shared) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(1)  # there is a worker for each core
     try:
         total, samples = len(job.samples), job.samples
         metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=total)
