@@ -13,9 +13,9 @@ SOURCES = [file for file in FILES if "tests" not in file.parts]
 LEVELS = [
     ["ffcv_fields"],
     ["relabel", "relabel.errors", "relabel.files", "relabel.locks", "relabel.cores", "relabel.dialects",
-     "relabel.settings", "relabel.official", "relabel.progress", "relabel.imagenet", "relabel.processes",
-     "relabel.precision", "relabel.normalization", "relabel.checkpoints", "relabel.models", "relabel.stopping",
-     "relabel.commands", "relabel.scripts"],
+     "relabel.decoding", "relabel.settings", "relabel.official", "relabel.progress", "relabel.imagenet",
+     "relabel.processes", "relabel.precision", "relabel.normalization", "relabel.checkpoints", "relabel.models",
+     "relabel.stopping", "relabel.commands", "relabel.scripts"],
     ["relabel.sources"],
     ["relabel.data"],
     ["relabel.label_maps", "relabel.training", "relabel.evaluation"],

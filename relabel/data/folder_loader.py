@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from ..decoding import decoding
 from ..errors import BadSample
 from ..sources.base import ImageSource
 from ..sources.opening import KINDS, open_source
@@ -79,12 +80,11 @@ class _Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor | BadSample:
         try:
-            with Image.open(BytesIO(self._source.read(index))) as image:  # as torchvision's loader does
+            data = BytesIO(self._source.read(index))
+            with decoding(self._source.place(index)), Image.open(data) as image:  # as torchvision's loader does
                 return self._transform(image.convert("RGB"))
         except BadSample as problem:  # handed on: torch would make another error of one that a worker raises
             return problem
-        except (OSError, SyntaxError, ValueError) as error:
-            return BadSample(self._source.place(index), f"cannot be decoded ({str(error)[:120]}); is it damaged?")
 
 
 def evaluation_loader(

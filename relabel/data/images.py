@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from ffcv_fields.jpeg import DAMAGED, OTHER_KIND, TOO_LARGE, KeptJpeg, area_resize, decode_jpeg, keep_jpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..decoding import decoding
 from ..errors import BadSample
 from .settings import Packing
 from .writer import PAGE_SIZE
@@ -18,7 +19,6 @@ GREATEST_DENOMINATOR = 8  # of the scales that libjpeg decodes to
 # Decoded pixels to a stored one, where a JPEG is decoded at a lower resolution. Against the area filter of all pixels
 # the PSNR is 35 to 41 dB on photographs of 500 pixels; with 1 (from twice too large on) it is 4 dB less.
 SPARE = 1.5
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL's errors
 WHY_NOT = {
     TOO_LARGE: "larger than cfg.max_resolution",
     OTHER_KIND: "JPEGs of a kind that cannot be kept (CMYK, arithmetic coding, ...)",
@@ -74,24 +74,19 @@ def to_be_stored(data: bytes, where: Any, settings: Packing, counts: Stored) -> 
     Raises:
         BadSample: it cannot be decoded, or stored at this size.
     """
-    try:
-        with Image.open(BytesIO(data)) as image:
-            why_not, pixels = NO_JPEG, None
-            if image.format in ("JPEG", "MPO"):
-                why_not = ""
-                if keeps(settings):
-                    kept, why_not = _keep(data, image, settings)
-                    if kept is not None:
-                        counts.kept += 1
-                        return kept
-                pixels = _decode(data, image, settings.max_resolution)
-            if pixels is None:
-                pixels = np.asarray(image.convert("RGB"))
-            size, sixteen_bit = image.size, image.mode.startswith("I")
-    except UnidentifiedImageError:
-        raise BadSample(where, "cannot be decoded (no format of images that PIL knows); is it damaged?") from None
-    except UNREADABLE as error:
-        raise BadSample(where, f"cannot be decoded ({str(error)[:120]}); is it damaged?") from None
+    with decoding(where), Image.open(BytesIO(data)) as image:
+        why_not, pixels = NO_JPEG, None
+        if image.format in ("JPEG", "MPO"):
+            why_not = ""
+            if keeps(settings):
+                kept, why_not = _keep(data, image, settings)
+                if kept is not None:
+                    counts.kept += 1
+                    return kept
+            pixels = _decode(data, image, settings.max_resolution)
+        if pixels is None:
+            pixels = np.asarray(image.convert("RGB"))
+        size, sixteen_bit = image.size, image.mode.startswith("I")
     _check_size(size, where, settings)
     if 0 < settings.max_resolution < max(size):
         ratio = settings.max_resolution / max(size)

@@ -14,7 +14,7 @@ from ..errors import BadInput
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
 from ..processes import Processes, hide_progress
 from .classes import align
-from .dataset import open_dataset
+from .dataset import Dataset, open_dataset
 from .loader import Loader
 from .names import Identity
 from .order import classes_in_a_batch, random_order
@@ -149,8 +149,9 @@ def validation_loader(path: str, reading: Reading, batch_size: int, image_size: 
     pipelines: Pipelines = {"image": [image, *reading.to_device()], "label": [IntDecoder(), *reading.to_device()]}
     pipelines["label_map"] = None
     share = -(-batch_size // reading.processes.world_size)
-    identity = aligned(path, reading)
-    labels = identity.index[open_dataset(path).column("label")]
+    dataset = open_dataset(path)
+    identity = aligned(dataset, reading)
+    labels = identity.index[dataset.column("label")]
     loader = reading.loader(path, share, pipelines, order="sequential", labels=labels, drop_last=False)
     loader.identity = identity
     return loader
@@ -172,18 +173,17 @@ def classes_of(path: str, num_classes: int) -> tuple[str, ...] | None:
     return contents.classes
 
 
-def aligned(path: str, reading: Reading) -> Identity:
-    """How a `.beton`'s classes are the network's, and its samples' names; a line says what was done.
+def aligned(dataset: Dataset, reading: Reading) -> Identity:
+    """How a data set's classes are the network's, and its samples' names; a line says what was done.
 
     Raises:
         BadInput: see `align`.
     """
-    dataset = open_dataset(path)
     contents, samples, labels = dataset.contents, dataset.sample_list(), dataset.column("label")
-    index, line = align(contents.classes if contents else None, reading.classes, reading.num_classes, path)
+    index, line = align(contents.classes if contents else None, reading.classes, reading.num_classes, dataset.name)
     if line:
         reading.processes.say(line)
     if labels.min() < 0 or labels.max() >= len(index):
-        raise BadInput(f"{path}: holds labels {labels.min()} to {labels.max()}, of {len(index):,} classes")
+        raise BadInput(f"{dataset.name}: holds labels {labels.min()} to {labels.max()}, of {len(index):,} classes")
     names = list(samples.names) if samples else [f"sample {i}" for i in range(len(labels))]
     return Identity(contents.classes if contents else None, index, names, reading.classes)

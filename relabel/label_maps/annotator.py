@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ..errors import BadInput, BadSample
+from ..decoding import decoding
+from ..errors import BadInput
 from ..models import build_model, check_input, load_weights, published_model
 from ..normalization import IMAGENET_MEAN, IMAGENET_STD
 from .settings import LITE0
@@ -45,11 +46,8 @@ class Preprocessing:
             BadSample: it cannot be decoded.
         """
         side = (self.image_size, self.image_size)
-        try:
-            with Image.open(BytesIO(data)) as image:
-                pixels = np.array(image.convert("RGB").resize(side, Image.Resampling.BICUBIC))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadSample(where, f"cannot be decoded ({str(error)[:120]}); is it damaged?") from None
+        with decoding(where), Image.open(BytesIO(data)) as image:
+            pixels = np.array(image.convert("RGB").resize(side, Image.Resampling.BICUBIC))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.order import random_order, share_of
+from ..decoding import decoding
 from ..errors import BadInput, BadSample
 from ..processes import Processes
 from .coco import CocoImage, CocoSet
@@ -28,14 +29,11 @@ def read_pixels(image: CocoImage) -> torch.Tensor:
     Raises:
         BadSample: it cannot be decoded, or is of another size than its entry says.
     """
-    try:
-        with Image.open(image.file) as opened:
-            stored, turned = opened.size, opened.getexif().get(ORIENTATION, 1) != 1
-            upright = ImageOps.exif_transpose(opened) if turned else opened
-            use_upright = upright.size != stored and upright.size == (image.width, image.height)
-            pixels = np.array((upright if use_upright else opened).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadSample(image.file, f"cannot be decoded ({str(error)[:120]}); is it damaged?") from None
+    with decoding(image.file), Image.open(image.file) as opened:
+        stored, turned = opened.size, opened.getexif().get(ORIENTATION, 1) != 1
+        upright = ImageOps.exif_transpose(opened) if turned else opened
+        use_upright = upright.size != stored and upright.size == (image.width, image.height)
+        pixels = np.array((upright if use_upright else opened).convert("RGB"))
     if pixels.shape[:2] != (image.height, image.width):
         raise BadSample(
             image.file,
