@@ -1,6 +1,7 @@
 # make demo            set up, and run the main job on a small scale
 # make label-map-demo  label maps of real photographs, and a page of what they say
 # make test            set up, lint, and run the tests
+# make coverage        the tests again, and which lines they have run (longer: Python traces each)
 # make lint            ruff and mypy alone
 # make gpu-check       on a machine with an NVIDIA GPU: parity, speed and memory in one table, within 9 minutes
 #                      (make gpu-check PYTHON=python3: by that Python, which has what is needed; nothing is installed)
@@ -12,7 +13,7 @@ PYTHON ?= python3
 export PYTHON GPU
 PY := .venv/bin/python
 
-.PHONY: demo label-map-demo test gpu-check gpu-kit bundle lint docs lock setup clean
+.PHONY: demo label-map-demo test coverage gpu-check gpu-kit bundle lint docs lock setup clean
 
 demo: setup
 	$(PY) -m scenes.demo
@@ -21,6 +22,9 @@ label-map-demo: setup
 	$(PY) -m scenes.label_map_demo
 
 test: setup lint
+	$(PY) -m pytest
+
+coverage: setup
 	$(PY) -m pytest --cov --cov-report=term
 
 # With PYTHON=..., that Python as it is (torch, CuPy, FFCV and the built extension in it): no .venv, no network.

@@ -30,7 +30,8 @@ def pack_apart(settings: Packing) -> list[BadSample]:
     with os.fdopen(inside, "rb") as answers, sigterm_unwinds():
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "relabel.data.apart", str(outside), str(os.getpid())],
-            stdin=subprocess.PIPE, pass_fds=[outside], env=os.environ | ONE_THREAD | {"PYTHONPATH": paths},
+            stdin=subprocess.PIPE, stdout=_stdout(), pass_fds=[outside],
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": paths},
         )  # fmt: skip
         os.close(outside)
         try:
@@ -47,6 +48,14 @@ def pack_apart(settings: Packing) -> list[BadSample]:
     if kind == "failed":
         raise value
     return value
+
+
+def _stdout() -> int | None:
+    """Where `sys.stdout` goes, also while it is redirected to another file."""
+    try:
+        return sys.stdout.fileno()
+    except (AttributeError, OSError):  # it is closed, or no file
+        return None
 
 
 def _answer() -> tuple[str, Any]:
