@@ -13,10 +13,11 @@ for _function in (_jpeg_keep_c, _jpeg_pixels_c, _area_resize_c):
     _function.argtypes, _function.restype = [ctypes.c_int64], ctypes.c_int64
 
 # What the C function is asked for, and answers: int64 in this order (native/copy_codes.h, KeepRequest).
-REQUEST = ("source", "bytes", "every", "longest", "out", "room", "written", "height", "width")
+REQUEST = ("source", "bytes", "every", "longest", "out", "room", "plain", "written", "height", "width")
 KEPT, DAMAGED, OTHER_KIND, TOO_LARGE = 0, 1, 2, 3  # its codes
 GREATEST_BYTES = 8 << 20  # of a JPEG that is kept: FFCV's page
-_room = np.empty(GREATEST_BYTES, np.uint8)  # one a process; what is not used of it takes no memory
+# One a process; what is not used of them takes no memory.
+_room, _plain = np.empty(GREATEST_BYTES, np.uint8), np.empty(GREATEST_BYTES, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,12 @@ def keep_jpeg(source: bytes, restart_interval: int, longest: int = 0) -> tuple[K
         (CMYK, arithmetic coding, 12 bits, a progressive one without its last scans, over 8 MiB, ...) or TOO_LARGE.
     """
     data = np.frombuffer(source, np.uint8)
-    request = np.array([data.ctypes.data, data.size, restart_interval, longest, _room.ctypes.data, _room.size, 0, 0, 0])
+    memory = _room.ctypes.data, _room.size, _plain.ctypes.data
+    request = np.array([data.ctypes.data, data.size, restart_interval, longest, *memory, 0, 0, 0])
     code = _jpeg_keep_c(request.ctypes.data)
     if code != KEPT:
         return None, code
-    written, height, width = request[6:].tolist()
+    written, height, width = request[7:].tolist()
     return KeptJpeg(_room[:written].copy(), height, width), KEPT
 
 
@@ -80,7 +82,7 @@ def area_resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
         uint8 `[height, width, 3]`.
     """
     pixels = np.ascontiguousarray(pixels)
-    smaller, sums = np.empty((height, width, 3), np.uint8), np.empty((pixels.shape[1], 3), np.float32)
+    smaller, sums = np.empty((height, width, 3), np.uint8), np.zeros(3 * pixels.shape[1] + 1, np.float32)
     taps = np.empty((width, 4), np.int32)
     source, out = (pixels.ctypes.data, *pixels.shape[:2]), (smaller.ctypes.data, height, width)
     request = np.array([*source, *out, sums.ctypes.data, taps.ctypes.data])

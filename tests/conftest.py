@@ -1,8 +1,11 @@
 """Small data in the official formats, made for each test."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,12 +35,12 @@ FORKS.set_forkserver_preload(["preload"])
 class Command:
     """A top-level command that has been started as a user would start it, with what it printed so far."""
 
-    def __init__(self, command: str, *arguments: str, cwd: Path = ROOT) -> None:
+    def __init__(self, command: str, *arguments: str, cwd: Path = ROOT, environment: dict[str, str] = {}) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._folder.name) / name for name in ("out", "err"))
-        self._process = FORKS.Process(target=_be, args=(command, arguments, cwd, self._out, self._err))
+        self._process = FORKS.Process(target=_be, args=(command, arguments, cwd, environment, self._out, self._err))
         self._process.start()
-        self.pid = self._process.pid
+        self.pid, self.sentinel = self._process.pid, self._process.sentinel  # which is ready when it has ended
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -58,12 +61,13 @@ class Command:
         return subprocess.CompletedProcess((), self._process.exitcode, out, err)
 
 
-def _be(command, arguments, cwd, out, err):
+def _be(command, arguments, cwd, environment, out, err):
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     os.chdir(cwd)
+    os.environ.update(environment)
     sys.argv = [str(ROOT / command), *arguments]
     sys.path.insert(0, str(ROOT))
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -72,6 +76,30 @@ def _be(command, arguments, cwd, out, err):
 def run(command: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run one of the top-level commands to its end."""
     return Command(command, *arguments, cwd=cwd).wait()
+
+
+def run_together(processes: int, command: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a command in several processes that know of each other as torchrun's do; one that fails ends the others."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    counts = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    started = [
+        Command(command, *arguments, environment=counts | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": port,
+        })
+        for rank in range(processes)
+    ]  # fmt: skip
+    running = set(started)
+    while running and not any(process.poll() for process in started):
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = {process for process in running if process.poll() is None}
+    failed = [process.poll() for process in started if process.poll()]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    results = [process.wait() for process in started]
+    code = failed[0] if failed else 0
+    out, err = ("".join(getattr(result, name) for result in results) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess((), code, out, err)
 
 
 def label_map_tensor(rng: np.random.Generator, num_classes: int, top_k: int = 5, height: int = 15, width: int = 15):

@@ -71,10 +71,12 @@ def keep(c: ctypes.CDLL, rng: np.random.Generator, source: np.ndarray) -> int:
     """The code of `jpeg_keep`; what it keeps has the pixels of the source."""
     room = 2 * source.size + 20000 if rng.integers(4) else int(rng.integers(1, 2 * source.size + 9000))
     out, every = np.empty(room, np.uint8), int(rng.choice([0, 1, 2, 4, 50, 65535]))
-    request = np.array([source.ctypes.data, source.size, every, 0, out.ctypes.data, room, 0, 0, 0], np.int64)
+    plain = np.empty(room, np.uint8)
+    memory = out.ctypes.data, room, plain.ctypes.data
+    request = np.array([source.ctypes.data, source.size, every, 0, *memory, 0, 0, 0], np.int64)
     code = c.jpeg_keep(request.ctypes.data)
     if code == 0:
-        shown, kept = pixels_of(source.tobytes()), pixels_of(out[: request[6]].tobytes())
+        shown, kept = pixels_of(source.tobytes()), pixels_of(out[: request[7]].tobytes())
         assert kept is not None and (shown is None or np.array_equal(shown, kept)), source.tobytes()
         return 0 if shown is not None else 4
     return code

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_images
+from conftest import ROOT, run_together, write_images
 from test_train import log_of, small, weights  # noqa: F401  (a fixture)
 
 from relabel.label_maps.inspection import Samples
@@ -17,13 +17,11 @@ from relabel.models import build_model
 
 
 def train(small, folder, processes, *more):  # noqa: F811
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return subprocess.run(
-        [sys.executable, *launch, str(ROOT / "train_imagenet.py"), f"--config-file={ROOT}/rn50_configs/demo.yaml",
-         f"--data.train_dataset={small}/train.beton", f"--data.val_dataset={small}/val.beton",
-         f"--validation.multilabel_file={small}/val_multilabels.json", "--data.image_size=32",
-         "--model.arch=timm/test_convnext", f"--logging.folder={folder}", "--data.num_workers=2", *more],
-        capture_output=True, text=True, timeout=300,
+    return run_together(
+        processes, "train_imagenet.py", f"--config-file={ROOT}/rn50_configs/demo.yaml",
+        f"--data.train_dataset={small}/train.beton", f"--data.val_dataset={small}/val.beton",
+        f"--validation.multilabel_file={small}/val_multilabels.json", "--data.image_size=32",
+        "--model.arch=timm/test_convnext", f"--logging.folder={folder}", "--data.num_workers=2", *more,
     )  # fmt: skip
 
 
@@ -143,14 +141,11 @@ def test_two_processes_write_the_label_maps_of_one(tmp_path, name):
     torch.manual_seed(0)
     torch.save(build_model("resnet18", 8).state_dict(), tmp_path / "net.pth")
     for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
         (tmp_path / str(processes)).mkdir()
-        result = subprocess.run(
-            [sys.executable, *launch, str(ROOT / "generate_label_maps.py"), f"--data.data_dir={tmp_path}/images",
-             f"--maps.path={tmp_path}/{processes}/{name}", "--model.arch=resnet18",
-             f"--model.weights={tmp_path}/net.pth",
-             "--model.num_classes=8", "--data.num_workers=0", "--maps.size=5"],
-            capture_output=True, text=True, timeout=300,
+        result = run_together(
+            processes, "generate_label_maps.py", f"--data.data_dir={tmp_path}/images",
+            f"--maps.path={tmp_path}/{processes}/{name}", "--model.arch=resnet18",
+            f"--model.weights={tmp_path}/net.pth", "--model.num_classes=8", "--data.num_workers=0", "--maps.size=5",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
     one, two = (Samples(str(tmp_path / "images"), str(tmp_path / str(processes) / name)) for processes in (1, 2))

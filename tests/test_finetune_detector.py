@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from coco_data import write_coco
-from conftest import ROOT, Command, run
+from conftest import ROOT, Command, run, run_together
 from test_transfer import by_pycocotools
 
 from relabel.stopping import STOPPED
@@ -134,11 +134,8 @@ def test_the_folder_of_another_command_s_run_is_refused(world, tmp_path):
 
 
 def test_two_processes_see_each_image_once_and_agree(world, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = arguments(world, tmp_path / "run", "--optim.epochs=1", "--validation.every=1", "--data.num_workers=1")
-    result = subprocess.run(
-        [sys.executable, *launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+    result = run_together(2, *command)
     assert result.returncode == 0, result.stderr
     files = {kind: tmp_path / "run" / f"detections_{kind}.json" for kind in ("bbox", "segm")}
     measured = json.loads((tmp_path / "run" / "results.json").read_text())

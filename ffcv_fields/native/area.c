@@ -19,7 +19,7 @@
 typedef struct {
   int64_t source, height, width;          // uint8 [height, width, 3]
   int64_t out, smaller_height, smaller_width;  // uint8 [smaller_height, smaller_width, 3]
-  int64_t sums, taps;                     // float [width, 3], Tap [smaller_width]
+  int64_t sums, taps;                     // float [3 * width + 1], Tap [smaller_width]
 } AreaRequest;
 
 // The samples along a row that become one: the first and the last of them in part.
@@ -36,6 +36,23 @@ static inline float overlap(int64_t at, double from, double to) {
 
 FOR_AVX2_TOO static void add_row(float *restrict sums, const uint8_t *restrict row, float weight, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += weight * (float)row[i];
+}
+
+// Three channels, and what stands behind them.
+typedef float Pixel __attribute__((vector_size(16)));
+typedef uint32_t Bytes __attribute__((vector_size(16)));
+
+static inline Pixel pixel_at(const float *sum) {
+  Pixel pixel;
+  memcpy(&pixel, sum, sizeof pixel);
+  return pixel;
+}
+
+// Rounded, halves to even: added to 1.5 * 2^23 a float's lowest bits are the number.
+static inline void write_bytes(uint8_t *out, Pixel pixel) {
+  const Bytes above = (Bytes)(pixel > 255);  // by the last bit of a sum
+  const Bytes bytes = ((Bytes)(pixel + 12582912) & ~above) | (255 & above);
+  for (int c = 0; c < CHANNELS; ++c) out[c] = (uint8_t)bytes[c];
 }
 
 // Returns 0, or 1: not smaller.
@@ -66,14 +83,9 @@ int64_t area_resize(int64_t request) {
     for (int64_t x = 0; x < r->smaller_width; ++x, out += CHANNELS) {
       const Tap tap = taps[x];
       const float *first = sums + (ptrdiff_t)tap.first * CHANNELS, *last = sums + (ptrdiff_t)tap.last * CHANNELS;
-      float mean[CHANNELS];
-      for (int c = 0; c < CHANNELS; ++c) mean[c] = tap.of_first * first[c] + tap.of_last * last[c];
-      for (const float *sum = first + CHANNELS; sum < last; sum += CHANNELS)
-        for (int c = 0; c < CHANNELS; ++c) mean[c] += sum[c];
-      for (int c = 0; c < CHANNELS; ++c) {
-        const long value = lrintf(mean[c] * share);
-        out[c] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-      }
+      Pixel mean = tap.of_first * pixel_at(first) + tap.of_last * pixel_at(last);
+      for (const float *sum = first + CHANNELS; sum < last; sum += CHANNELS) mean += pixel_at(sum);
+      write_bytes(out, mean * share);
     }
   }
   return 0;
