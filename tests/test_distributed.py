@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_together, write_images
+from conftest import ROOT, run, run_together, write_images
 from test_train import log_of, small, weights  # noqa: F401  (a fixture)
 
 from relabel.label_maps.inspection import Samples
@@ -112,6 +112,27 @@ def test_a_run_resumes_with_another_number_of_processes(small, tmp_path):  # noq
     result = train(small, tmp_path / "run", 1, *batch, "--optim.epochs=2")
     assert result.returncode == 0 and "epoch 1, step 0 of 2 epochs" in result.stdout
     assert weights(tmp_path / "run")["epoch"] == 2
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_two_processes_train_on_shards_also_after_a_resume(small, tmp_path, in_memory):  # noqa: F811
+    """As on the single file; near-sequentially, where the order is another, as without a stop."""
+    for number in (1, 2, 3):
+        packed = run("write_datasets.py", f"--cfg.data_dir={small}/train", f"--cfg.label_map_dir={small}/label_maps",
+                     f"--cfg.write_path={tmp_path}/train.beton", f"--cfg.shard={number}/3")  # fmt: skip
+        assert packed.returncode == 0, packed.stderr
+    common = ("--optim.batch_size=32", "--util.print_freq=1", "--optim.lr.decay_type=step", "--optim.lr.init=0.02",
+              f"--data.in_memory={in_memory}", "--resume=auto")  # fmt: skip
+    shards = f"--data.train_dataset={tmp_path}/train-*-of-3.beton"
+    for folder, epochs in (("whole", 2), ("resumed", 1), ("resumed", 2)):
+        data = [] if folder == "whole" and in_memory else [shards]
+        result = train(small, tmp_path / folder, 2, *common, *data, f"--optim.epochs={epochs}")
+        assert result.returncode == 0, result.stderr
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / folder / "steps.jsonl").read_text().splitlines()]
+        for folder in ("whole", "resumed")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
 
 
 def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):  # noqa: F811

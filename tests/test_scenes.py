@@ -120,7 +120,7 @@ def test_trainings_are_kept_and_failures_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "VAL_SCENES", 64)
     monkeypatch.setattr(weak_annotator, "STEPS", 2)
     monkeypatch.setattr(suite, "ROWS", {r: suite.ROWS[r] for r in (suite.SINGLE, "label cleaning", suite.RELABEL)})
-    study = suite.Suite(tmp_path, seeds=(0, 1), jobs=2, scenes=256, epochs=1)
+    study = suite.Suite(tmp_path, seeds=(0,), jobs=2, scenes=256, epochs=1)
     suite.ablation(study)
     table = json.loads((tmp_path / "ablation.json").read_text())["results"]
     assert list(table) == [
@@ -128,8 +128,8 @@ def test_trainings_are_kept_and_failures_named(tmp_path, monkeypatch, capsys):
         "localized, multi (ReLabel) | weak", "localized, multi (ReLabel) | strong",
     ]  # fmt: skip
     for values in table.values():
-        assert len(values["multilabel"]) == 2 and all(0 <= v <= 100 for v in values["train_multilabel"])
-    assert (tmp_path / "ablation.png").stat().st_size > 5000 and "10/10" in capsys.readouterr().out
+        assert len(values["multilabel"]) == 1 and all(0 <= v <= 100 for v in values["train_multilabel"])
+    assert (tmp_path / "ablation.png").stat().st_size > 5000 and "5/5" in capsys.readouterr().out
     suite.ablation(study)  # nothing is trained again
     assert "trainings, 2 at a time" not in capsys.readouterr().out
     trained = study.training(suite.RELABEL, 0, study.data())

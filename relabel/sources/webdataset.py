@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import BadInput, BadSample
 from ..imagenet import IMAGENET_CLASSES, imagenet_classes
+from ..progress import Progress
 from .archived import Archived, Entry, archived
 from .base import IMAGE_SUFFIXES, ClassChoice, in_order
 from .tar import AT_ONCE, TarIndex
@@ -48,8 +49,11 @@ def open_webdataset(root: Path, indices: Sequence[TarIndex], choice: ClassChoice
         BadSample: a sample without image or class, or whose class is said in two ways; its member is named.
         BadInput: classes whose names are not said.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        shards = list(pool.map(_parts, indices))
+    shards = []
+    with ThreadPoolExecutor(AT_ONCE) as pool, Progress(f"labels of {root.name}", len(indices), "shards") as progress:
+        for parts in pool.map(_parts, indices):
+            shards.append(parts)
+            progress.update(1)
     said = {name: count for split in _info(indices[0].path.parent).values() for name, count in split.items()}
     for index, parts in zip(indices, shards, strict=True):
         count = said.get(index.path.name, len(parts))
