@@ -33,9 +33,9 @@ FORKS.set_forkserver_preload(["preload"])
 
 
 class Command:
-    """A top-level command that has been started as a user would start it, with what it printed so far."""
+    """A top-level command that has been started as a user would start it; keywords are variables of its environment."""
 
-    def __init__(self, command: str, *arguments: str, cwd: Path = ROOT, environment: dict[str, str] = {}) -> None:
+    def __init__(self, command: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._folder.name) / name for name in ("out", "err"))
         self._process = FORKS.Process(target=_be, args=(command, arguments, cwd, environment, self._out, self._err))
@@ -81,14 +81,10 @@ def run(command: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
 def run_together(processes: int, command: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a command in several processes that know of each other as torchrun's do; one that fails ends the others."""
     with socket.create_server(("localhost", 0)) as free:
-        port = str(free.getsockname()[1])
-    counts = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    started = [
-        Command(command, *arguments, environment=counts | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": port,
-        })
-        for rank in range(processes)
-    ]  # fmt: skip
+        of_all = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    of_all |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [str(rank) for rank in range(processes)]
+    started = [Command(command, *arguments, **of_all, RANK=rank, LOCAL_RANK=rank) for rank in ranks]
     running = set(started)
     while running and not any(process.poll() for process in started):
         multiprocessing.connection.wait([process.sentinel for process in running])
