@@ -27,23 +27,23 @@ def ablation(results: dict[str, dict[str, list[float]]], file: Path) -> None:
     _finish(figure, [axis], file)
 
 
-def curve(found: dict[str, dict[int, list[float]]], name: str, file: Path) -> None:
-    """Left: the accuracy of both rows at each point; right: what the second gains over the first, paired by seed."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+def curves(found: dict[str, dict[int, list[float]]], name: str, file: Path) -> None:
+    """Left: the accuracy of the rows at each point; right: what all gain over the first, paired by seed."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    (base, single), (_, relabel) = found.items()
-    points = list(single)
-    gains = {at: [a - b for a, b in zip(relabel[at], single[at], strict=True)] for at in points}
-    for axis, label, values, color in ((left, base, single, COLORS["none"]), (left, "ReLabel", relabel, "C1"),
-                                       (right, "gain", gains, "C1")):  # fmt: skip
-        means, errors = zip(*(mean_and_error(values[at]) for at in points), strict=True)
-        axis.errorbar(points, means, yerr=errors, fmt="o-", color=color, capsize=4, label=label)
-        axis.set(xscale="log", xlabel={"scenes": "training scenes"}.get(name, name))
+    base = next(iter(found.values()))
+    points = list(base)
+    for number, (row, values) in enumerate(found.items()):
+        gains = {at: [a - b for a, b in zip(values[at], base[at], strict=True)] for at in points}
+        for axis, shown in ((left, values), (right, gains if number else {})):
+            if shown:
+                means, errors = zip(*(mean_and_error(shown[at]) for at in points), strict=True)
+                axis.errorbar(points, means, yerr=errors, fmt="o-", color=f"C{number}", capsize=4, label=row)
+    for axis, label in ((left, "multi-label accuracy, %"), (right, f"gain over the {next(iter(found))}, points")):
+        axis.set(xscale="log", xlabel={"scenes": "training scenes"}.get(name, name), ylabel=label)
         axis.set_xticks(points, [f"{at:,}" for at in points])
         axis.minorticks_off()
     right.axhline(0, color="C7", linewidth=1)
-    left.set(ylabel="multi-label accuracy, %")
-    right.set(ylabel="ReLabel's gain, points")
     _finish(figure, [left, right], file)
 
 

@@ -29,9 +29,10 @@ from .trainings import ARCH, Training, run_all
 
 SCENES, EPOCHS = 800, 60
 SCENE_COUNTS = (200, 400, 800, 1600, 3200)  # at as many steps as 800 scenes in EPOCHS
-EPOCH_COUNTS = (8, 15, 30, 60, 120)
+EPOCH_COUNTS = (8, 15, 30, 60, 120, 240)
 ANNOTATORS = ("weak", "strong")
-SINGLE, RELABEL, TRANSPOSED = "single label", "localized, multi (ReLabel)", "ReLabel, transposed region"
+SINGLE, LOCALIZED_SINGLE, RELABEL = "single label", "localized, single", "localized, multi (ReLabel)"
+CUTMIX, TRANSPOSED = "ReLabel + CutMix", "ReLabel, transposed region"
 NO_MAPS = "--data.relabel.use=False"
 # Rows of the paper's tables 3 (kinds of supervision) and of its ablation (localized or global, single or multi).
 ROWS: dict[str, tuple[str, ...]] = {
@@ -40,9 +41,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "label cleaning": (NO_MAPS, "--data.clean_labels={root}/clean_labels_{annotator}.tsv"),
     "global, single": ("--data.relabel.localized=False", "--data.relabel.multi=False"),
     "global, multi": ("--data.relabel.localized=False",),
-    "localized, single": ("--data.relabel.multi=False",),
+    LOCALIZED_SINGLE: ("--data.relabel.multi=False",),
     RELABEL: (),
-    "ReLabel + CutMix": ("--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"),
+    CUTMIX: ("--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"),
 }
 SETTINGS = ROWS | {TRANSPOSED: ("--data.relabel.pairing=official",)}
 KEYS = ("top_1", "multilabel", "train_top_1", "train_multilabel", "cpu_seconds")
@@ -130,40 +131,38 @@ def make_table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
 
 
 def epochs(suite: Suite) -> None:
-    """What ReLabel gains by the length of the training."""
-    curve(suite, "epochs", {n: partial(suite.training, data=suite.data(), epochs=n) for n in EPOCH_COUNTS})
+    """What the labels gain by the length of the training, those that ask more of the network too."""
+    rows = (SINGLE, LOCALIZED_SINGLE, RELABEL, CUTMIX)
+    curves(suite, "epochs", {n: partial(suite.training, data=suite.data(), epochs=n) for n in EPOCH_COUNTS}, rows)
 
 
 def scenes(suite: Suite) -> None:
     """What ReLabel gains by the number of training scenes, with the same number of steps."""
     steps = suite.epochs * suite.scenes
     points = {n: partial(suite.training, data=suite.data(n), epochs=steps // n) for n in SCENE_COUNTS}
-    curve(suite, "scenes", points)
+    curves(suite, "scenes", points, (SINGLE, RELABEL))
 
 
-def curve(suite: Suite, name: str, points: Mapping[int, Callable[[str, int], Training]]) -> None:
-    """The single label and ReLabel at each of `points`: a table and a figure."""
-    wanted = {(at, row, seed): make(row, seed) for seed in suite.seeds for at, make in points.items()
-              for row in (SINGLE, RELABEL)}  # fmt: skip
+def curves(
+    suite: Suite, name: str, points: Mapping[int, Callable[[str, int], Training]], rows: tuple[str, ...]
+) -> None:
+    """Each of `rows` at each of `points`: a table and a figure; what the others gain over the first, paired by seed."""
+    wanted = {(at, row, seed): make(row, seed) for seed in suite.seeds for at, make in points.items() for row in rows}
     results = suite.run(list(wanted.values()))
-    found = {
-        row: {at: [results[wanted[at, row, seed]]["multilabel"] for seed in suite.seeds] for at in points}
-        for row in (SINGLE, RELABEL)
-    }
-    lines = [
-        f"| {name} | single label, multi-label % | ReLabel, multi-label % | gain "
-        "| on the training scenes: single label | ReLabel |",
-        "|---|---|---|---|---|---|",
-    ]
+
+    def values(key: str, row: str, at: int) -> list[float]:
+        return [results[wanted[at, row, seed]][key] for seed in suite.seeds]
+
+    found = {row: {at: values("multilabel", row, at) for at in points} for row in rows}
+    lines = [f"| {name} | labels | multi-label % | difference to the {rows[0]} | multi-label on the training scenes % |",
+             "|---|---|---|---|---|"]  # fmt: skip
     for at in points:
-        single, relabel = found[SINGLE][at], found[RELABEL][at]
-        cells = [in_words(single), in_words(relabel)]
-        cells.append(in_words([a - b for a, b in zip(relabel, single, strict=True)], "+"))
-        for row in (SINGLE, RELABEL):
-            cells.append(in_words([results[wanted[at, row, seed]]["train_multilabel"] for seed in suite.seeds]))
-        lines.append(f"| {at:,} | {' | '.join(cells)} |")
+        for row in rows:
+            gain = [a - b for a, b in zip(found[row][at], found[rows[0]][at], strict=True)]
+            cells = [in_words(found[row][at]), in_words(gain, "+") if row != rows[0] else ""]
+            lines.append(f"| {at:,} | {row} | {' | '.join(cells)} | {in_words(values('train_multilabel', row, at))} |")
     suite.save(name, "\n".join(lines) + "\n", found)
-    figures.curve(found, name, suite.folder / f"{name}.png")
+    figures.curves(found, name, suite.folder / f"{name}.png")
 
 
 def transposed(suite: Suite) -> None:
@@ -182,7 +181,7 @@ def transposed(suite: Suite) -> None:
 
 def robust(suite: Suite) -> None:
     """Networks of the ablation on damaged, attacked and foreign scenes."""
-    rows = (SINGLE, "label smoothing 0.1", RELABEL, "ReLabel + CutMix")
+    rows = (SINGLE, "label smoothing 0.1", RELABEL, CUTMIX)
     trainings = [suite.training(row, seed, suite.data()) for seed in suite.seeds for row in rows]
     suite.run(trainings)
     found = robustness.study(trainings, suite.folder / "trainings")
