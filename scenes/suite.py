@@ -154,8 +154,8 @@ def curves(
         return [results[wanted[at, row, seed]][key] for seed in suite.seeds]
 
     found = {row: {at: values("multilabel", row, at) for at in points} for row in rows}
-    lines = [f"| {name} | labels | multi-label % | difference to the {rows[0]} | multi-label on the training scenes % |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    head = name, "labels", "multi-label %", f"difference to the {rows[0]}", "multi-label on the training scenes %"
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for at in points:
         for row in rows:
             gain = [a - b for a, b in zip(found[row][at], found[rows[0]][at], strict=True)]
