@@ -1,6 +1,6 @@
 """The paper's claims on Scenes, each an experiment: what it trains, and the table and figure of what came out.
 
-  everything, or some of the experiments (annotators, ablation, epochs, scenes, robustness, transposed):
+  everything, or some of the experiments (annotators, ablation, epochs, scenes, robustness, transposed, recipes):
     python -m scenes.suite
     python -m scenes.suite ablation robustness --seeds 0 1 2
 
@@ -11,7 +11,7 @@ those that they have in common; delete the folder `runs/scenes` to begin again.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     RELABEL: (),
     CUTMIX: ("--data.cutmix.prob=1", "--data.cutmix.beta=1", "--data.cutmix.off_epoch=5"),
 }
-SETTINGS = ROWS | {TRANSPOSED: ("--data.relabel.pairing=official",)}
+# Short recipes that go on from the paper, as in rn50_configs/: ReLabel with progressive resizing, and one change.
+RESIZING = tuple(f"--resolution.{setting}" for setting in ("min_res=32", "max_res=48", "start_ramp=41", "end_ramp=49"))
+RECIPES: dict[str, tuple[str, ...]] = {
+    "progressive resizing": RESIZING,
+    "one size": (),
+    "progressive resizing, CutMix": (*RESIZING, "--data.cutmix.prob=1", "--data.cutmix.beta=1"),
+    "progressive resizing, BCE": (*RESIZING, "--optim.loss=bce"),
+    "progressive resizing, EMA": (*RESIZING, "--optim.ema_decay=0.9861"),  # a tenth of the run
+}
+SETTINGS = ROWS | RECIPES | {TRANSPOSED: ("--data.relabel.pairing=official",)}
 KEYS = ("top_1", "multilabel", "train_top_1", "train_multilabel", "cpu_seconds")
 WITHOUT_ANNOTATOR = (SINGLE, "label smoothing 0.1")
 
@@ -105,23 +114,38 @@ def ablation(suite: Suite) -> None:
     for seed in suite.seeds:
         for annotator in ANNOTATORS:
             trainings += [suite.training(row, seed, suite.data(annotator=annotator)) for row in ROWS]
-    results = suite.run(list(dict.fromkeys(trainings)))
-    table = {}
-    for row, annotator in dict.fromkeys((t.row, t.data.annotator) for row in ROWS for t in results if t.row == row):
-        found = [result for t, result in results.items() if (t.row, t.data.annotator) == (row, annotator)]
-        table[f"{row} | {annotator}"] = {key: [result[key] for result in found] for key in KEYS}
+    table = by_row(suite.run(list(dict.fromkeys(trainings))), ROWS)
     suite.save("ablation", make_table(table, len(suite.seeds)), table)
     figures.ablation(table, suite.folder / "ablation.png")
 
 
-def make_table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
+def recipes(suite: Suite) -> None:
+    """The short recipes that go on from the paper."""
+    trainings = [suite.training(row, seed, suite.data()) for seed in suite.seeds for row in RECIPES]
+    table = by_row(suite.run(trainings), RECIPES)
+    suite.save("recipes", make_table(table, len(suite.seeds)), table)
+
+
+Table = dict[str, dict[str, list[float]]]  # by "LABELS | ANNOTATOR", what was measured of each seed
+
+
+def by_row(results: dict[Training, dict[str, float]], rows: Iterable[str]) -> Table:
+    """In the order of `rows`."""
+    table = {}
+    for row, annotator in dict.fromkeys((t.row, t.data.annotator) for row in rows for t in results if t.row == row):
+        found = [result for t, result in results.items() if (t.row, t.data.annotator) == (row, annotator)]
+        table[f"{row} | {annotator}"] = {key: [result[key] for result in found] for key in KEYS}
+    return table
+
+
+def make_table(results: Table, seeds: int) -> str:
     """Markdown: accuracy of each row, and its difference to the first row, paired by seed; means and errors."""
+    first, base = next((name.split(" | ")[0], values["multilabel"]) for name, values in results.items())
     lines = [
-        f"| {ARCH}, {seeds} seeds | annotator | top-1 % | multi-label % | multi-label, difference to the single label "
+        f"| {ARCH}, {seeds} seeds | annotator | top-1 % | multi-label % | multi-label, difference to {first} "
         "| multi-label on the training scenes % | CPU s |",
         "|---|---|---|---|---|---|---|",
     ]
-    base = next(iter(results.values()))["multilabel"]
     for row, values in results.items():
         gain = [a - b for a, b in zip(values["multilabel"], base, strict=True)]
         cells = [in_words(values["top_1"]), in_words(values["multilabel"]), in_words(gain, "+") if any(gain) else ""]
@@ -191,7 +215,7 @@ def robust(suite: Suite) -> None:
 
 EXPERIMENTS: dict[str, Callable[[Suite], None]] = {
     "annotators": annotators, "ablation": ablation, "epochs": epochs, "scenes": scenes, "robustness": robust,
-    "transposed": transposed,
+    "transposed": transposed, "recipes": recipes,
 }  # fmt: skip
 
 

@@ -183,6 +183,22 @@ def test_the_length_of_training_is_tried_for_each_kind_of_label(tmp_path, monkey
     assert (tmp_path / "epochs.png").stat().st_size > 5000
 
 
+def test_short_recipes_are_one_change_each(tmp_path, monkeypatch):
+    def run(self, trainings):
+        assert len(trainings) == 2 * len(suite.RECIPES)
+        return {
+            t: dict.fromkeys(suite.KEYS, 70.0 + t.seed + ("EMA" in t.row)) | {"cpu_seconds": 9.0} for t in trainings
+        }
+
+    monkeypatch.setattr(suite.Suite, "run", run)
+    suite.recipes(suite.Suite(tmp_path, seeds=(0, 1)))
+    lines = (tmp_path / "recipes.md").read_text().splitlines()
+    assert "difference to progressive resizing" in lines[0] and len(lines) == 2 + len(suite.RECIPES)
+    assert lines[2] == "| progressive resizing | strong | 70.5 ± 0.5 | 70.5 ± 0.5 |  | 70.5 ± 0.5 | 9 |"
+    row = "progressive resizing, EMA | strong"
+    assert lines[6] == f"| {row} | 71.5 ± 0.5 | 71.5 ± 0.5 | +1.0 ± 0.0 | 71.5 ± 0.5 | 9 |"
+
+
 def test_the_transposed_region_is_paired_by_seed(tmp_path, monkeypatch):
     def run(self, trainings):
         return {t: {"multilabel": 80.0 + t.seed - 2.5 * (t.row == suite.TRANSPOSED)} for t in trainings}
