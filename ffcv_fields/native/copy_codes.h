@@ -148,9 +148,9 @@ static void make_skips(SkipTable *table, const JHUFF_TBL *from) {
   for (int i = 0; i < 1 << SKIP_BITS; ++i) {
     int bits = table->first[i] & 63, step = step_by(table->first[i]);
     while (step < END_OF_BLOCK && bits < SKIP_BITS) {
-      const int next = i << bits & ((1 << SKIP_BITS) - 1), more = step_by(table->first[next]);
-      if (bits + lengths[next] > SKIP_BITS || (more != END_OF_BLOCK && step + more >= END_OF_BLOCK)) break;
-      step += more, bits += table->first[next] & 63;
+      const int next = i << bits & ((1 << SKIP_BITS) - 1), further = step_by(table->first[next]);
+      if (bits + lengths[next] > SKIP_BITS || (further != END_OF_BLOCK && step + further >= END_OF_BLOCK)) break;
+      step += further, bits += table->first[next] & 63;
     }
     table->all[i] = (Skip)(step << 8 | bits);
   }
@@ -212,7 +212,7 @@ static inline __attribute__((always_inline)) int read_dc(Stretch *s, const Huffm
 
 // --- copying -----------------------------------------------------------------------------------------------------------
 
-// The stretch's bits from `from` to `to`. Returns 0, or 1: no room.
+// Write the stretch's bits from `from` to `to`. Returns 0, or 1: no room.
 static int copy_bits(Writer *writer, const uint8_t *end, const Stretch *s, int64_t from, int64_t to) {
   Writer w = *writer;
   if (end - w.next < (to - from) / 4 + MOST_OF_A_CODE) return 1;  // every byte may need another one behind it
