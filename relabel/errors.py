@@ -1,5 +1,6 @@
 """Errors that a user can fix: a command prints their message alone, without a traceback."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -16,6 +17,12 @@ class BadSample(BadInput):
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}"
+
+
+def listed(entries: Sequence[Any], most: int) -> str:
+    """A line each of the first `most`, indented, and how many more there are; for the end of a message."""
+    more = f"\n  and {len(entries) - most:,} more" if len(entries) > most else ""
+    return "".join(f"\n  {entry}" for entry in entries[:most]) + more
 
 
 class WorkerFailed(RuntimeError):

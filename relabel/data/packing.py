@@ -12,7 +12,7 @@ import numpy as np
 from ffcv_fields import LabelMapField, image_field, pack_label_map
 from ffcv.fields import IntField
 
-from ..errors import BadInput, BadSample
+from ..errors import BadInput, BadSample, listed
 from ..processes import started_by_torchrun
 from ..sources.base import ClassChoice, ImageSource, Sample, by_key
 from ..sources.opening import open_source, split_of
@@ -245,9 +245,7 @@ def match(source: ImageSource, maps: LabelMapSet) -> tuple[list[Sample], list[Ba
 def _others(problems: list[BadSample]) -> str:
     if len(problems) == 1:
         return ""
-    names = "".join(f"\n  {bad}" for bad in problems[1:10])
-    more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
-    return f"\nand {len(problems) - 1:,} other files do not match:{names}{more}\nnothing was written"
+    return f"\nand {len(problems) - 1:,} other files do not match:{listed(problems[1:], 9)}\nnothing was written"
 
 
 def _refuse_too_many(bad: list[BadSample], total: int, settings: Packing) -> None:

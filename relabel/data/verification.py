@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from ..errors import BadInput
+from ..errors import BadInput, listed
 from ..processes import hide_progress
 from ..progress import Progress
 from .beton import column, read_header
@@ -51,9 +51,6 @@ def _verify(path: str) -> int:
                 bad.append(samples.names[i])
             progress.update(1)
     if bad:
-        listed = "".join(f"\n  {name}" for name in bad[:20])
-        more = f"\n  and {len(bad) - 20:,} more" if len(bad) > 20 else ""
-        raise BadInput(
-            f"{path}: {len(bad):,} of {header.num_samples:,} samples are damaged; copy or write it again:{listed}{more}"
-        )
+        said = f"{len(bad):,} of {header.num_samples:,} samples are damaged; copy or write it again"
+        raise BadInput(f"{path}: {said}:{listed(bad, 20)}")
     return int(header.num_samples)

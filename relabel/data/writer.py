@@ -27,7 +27,7 @@ from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 from ffcv.utils import align_to_page
 from ffcv.writer import DatasetWriter
 
-from ..errors import BadInput, BadSample, WorkerFailed
+from ..errors import BadInput, BadSample, WorkerFailed, listed
 from ..files import atomic
 from ..locks import exclusive
 from ..progress import Progress
@@ -101,9 +101,7 @@ def write_beton(
 
 
 def _all_bad(skipped: list[BadSample]) -> BadInput:
-    listed = "".join(f"\n  {bad}" for bad in skipped[:10])
-    more = f"\n  and {len(skipped) - 10:,} more" if len(skipped) > 10 else ""
-    return BadInput(f"no sample could be used; nothing was written:{listed}{more}")
+    return BadInput(f"no sample could be used; nothing was written:{listed(skipped, 10)}")
 
 
 @contextmanager
