@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 from ffcv_fields.crops import CropSampler
-from ffcv_fields.image import _crop_decode_c, _scratch_bytes_c
+from ffcv_fields.image import REQUEST, _crop_decode_c, _scratch_bytes_c
 from ffcv.libffcv import imdecode, resize_crop
 from matplotlib.figure import Figure
 from PIL import Image
@@ -34,9 +34,10 @@ SCRATCH = np.empty(_scratch_bytes_c(500, 224), np.uint8)  # one a thread, as in 
 
 def crop(jpeg: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int], out: np.ndarray) -> None:
     """The crop `(y, x, h, w)` of an image of `size` (width, height) as `decode="fast"` makes it."""
-    (width, height), side = size, len(out)
-    source, memory = (jpeg.ctypes.data, jpeg.size, 0), (0, 0, out.ctypes.data, SCRATCH.ctypes.data)
-    request = np.array([*source, height, width, *box, side, *memory], np.int64)
+    asked = dict.fromkeys(REQUEST, 0) | dict(zip("yxhw", box, strict=True))
+    asked |= {"source": jpeg.ctypes.data, "bytes": jpeg.size, "width": size[0], "height": size[1], "size": len(out)}
+    asked |= {"out": out.ctypes.data, "scratch": SCRATCH.ctypes.data}
+    request = np.array(list(asked.values()), np.int64)
     assert _crop_decode_c(request.ctypes.data) == 0
 
 
