@@ -100,7 +100,7 @@ def draw(found: dict[str, np.ndarray], file: Path) -> None:
         shares = [100 * found[name][some & (which == i)].mean() for i in at]
         right.bar(at + offset, shares, 0.38, label=title)
     right.set(xlabel="IoU of random crop and labeled object", ylabel="% right: names an object in the crop")
-    right.set_xticks(at, names)
+    right.set_xticks(at, names, fontsize=8)
     right.legend(loc="lower right")
     for axis in (left, right):
         axis.grid(alpha=0.3)
