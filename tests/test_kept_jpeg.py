@@ -185,6 +185,15 @@ def test_an_optimized_file_gets_codes_for_the_differences_behind_markers():
     check(jpeg_of(flat, optimize=True).tobytes(), 1)
 
 
+def test_large_scans_are_copied_too_and_what_exceeds_a_page_is_of_another_kind():
+    noise = np.random.default_rng(0).integers(0, 256, (2900, 2900), dtype=np.uint8)
+    jpeg = jpeg_of(Image.fromarray(noise[:2100, :2100]), quality=100).tobytes()
+    assert len(jpeg) > 6 << 20
+    kept, code = keep_jpeg(jpeg, 0)
+    assert code == KEPT and kept.data.tobytes()[-6_000_000:] == jpeg[-6_000_000:]
+    assert keep_jpeg(jpeg_of(Image.fromarray(noise), quality=100).tobytes(), 4) == (None, OTHER_KIND)
+
+
 # --- faults -------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +231,22 @@ def test_damaged_jpegs_are_stored_as_pil_shows_them_or_refused_as_it_refuses_the
         assert np.array_equal(pixels_of(stored.data), expected)
     else:
         assert np.array_equal(np.asarray(stored), expected)
+
+
+@pytest.mark.parametrize(("kind", "length", "symbol"), [(0, 9, 11), (0x10, 16, 1)])
+def test_a_table_with_a_code_of_ones_alone_is_refused_as_libjpeg_refuses_it(kind, length, symbol):
+    """The standard tables leave that one code, of their greatest length, out."""
+    jpeg = bytearray(jpeg_of(photograph(0, 90).convert("L")).tobytes())
+    at = jpeg.find(bytes([0xFF, 0xC4]))
+    while jpeg[at + 4] != kind:
+        at = jpeg.find(bytes([0xFF, 0xC4]), at + 2)
+    jpeg[at + 4 + length] += 1
+    end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    jpeg[end:end] = bytes([symbol])
+    jpeg[at + 2 : at + 4] = (end + 1 - at - 2).to_bytes(2, "big")
+    assert keep_jpeg(bytes(jpeg), 4) == (None, DAMAGED) and decode_jpeg(bytes(jpeg), 90, 90) is None
+    with pytest.raises(BadSample):
+        to_be_stored(bytes(jpeg), "a.jpg", Packing(data_dir="", write_path=""), Stored())
 
 
 def test_faults_that_pil_passes_over_are_encoded_and_counted():

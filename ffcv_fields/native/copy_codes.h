@@ -25,6 +25,7 @@ typedef struct {
 #define MOST_OF_A_CODE 64    // bytes: more than any code, a marker, and what is written at once
 #define MOST_OF_AN_MCU 4096  // bytes: 16 blocks of 64 codes of 16 bits, values of 15
 #define MOST_OF_A_HEADER 8192
+#define BYTES_AT_ONCE 4096
 #define GREATEST_DC 2047  // that a baseline table has a code for, as a difference to 0
 
 static int ceil_of(int a, int b) { return (a + b - 1) / b; }
@@ -215,9 +216,13 @@ static inline __attribute__((always_inline)) int read_dc(Stretch *s, const Huffm
 // Write the stretch's bits from `from` to `to`. Returns 0, or 1: no room.
 static int copy_bits(Writer *writer, const uint8_t *end, const Stretch *s, int64_t from, int64_t to) {
   Writer w = *writer;
-  if (end - w.next < (to - from) / 4 + MOST_OF_A_CODE) return 1;  // every byte may need another one behind it
-  for (; to - from >= 56; from += 56)
-    w = flush(put(w, eight_bytes(s->begin + from / 8) << (from & 7) >> 8, 56));
+  while (to - from >= 56) {
+    if (end - w.next < 2 * BYTES_AT_ONCE + MOST_OF_A_CODE) return 1;  // every byte may need another one behind it
+    const int64_t until = to - from < 8 * BYTES_AT_ONCE ? to : from + 8 * BYTES_AT_ONCE;
+    for (; until - from >= 56; from += 56)
+      w = flush(put(w, eight_bytes(s->begin + from / 8) << (from & 7) >> 8, 56));
+  }
+  if (end - w.next < MOST_OF_A_CODE) return 1;
   if (to > from) w = flush(put(w, eight_bytes(s->begin + from / 8) << (from & 7) >> (64 - (to - from)), (int)(to - from)));
   *writer = w;
   return 0;

@@ -23,6 +23,7 @@ typedef struct {
   struct jpeg_destination_mgr manager;
   uint8_t *out;
   size_t room;
+  int full;
 } Destination;
 
 static void begin_writing(j_compress_ptr info) {
@@ -30,6 +31,7 @@ static void begin_writing(j_compress_ptr info) {
   d->manager.next_output_byte = d->out, d->manager.free_in_buffer = d->room;
 }
 static boolean no_room(j_compress_ptr info) {
+  ((Destination *)info->dest)->full = 1;
   leave_on_error((j_common_ptr)info);
   return FALSE;
 }
@@ -48,7 +50,7 @@ static int is_complete(j_decompress_ptr info) {
 static int keep_by_libjpeg(KeepRequest *r, j_decompress_ptr from) {
   ErrorManager error;
   struct jpeg_compress_struct to = {0};
-  Destination destination = {{NULL, 0, begin_writing, no_room, end_writing}, (uint8_t *)r->out, (size_t)r->room};
+  Destination destination = {{NULL, 0, begin_writing, no_room, end_writing}, (uint8_t *)r->out, (size_t)r->room, 0};
   volatile int status = DAMAGED;
   jvirt_barray_ptr *coefficients = jpeg_read_coefficients(from);  // errors leave by the caller
   if (!is_complete(from)) return OTHER_KIND;
@@ -63,6 +65,8 @@ static int keep_by_libjpeg(KeepRequest *r, j_decompress_ptr from) {
     jpeg_finish_compress(&to);
     r->written = r->room - (int64_t)destination.manager.free_in_buffer;
     status = KEPT;
+  } else if (destination.full) {
+    status = OTHER_KIND;
   }
   jpeg_destroy_compress(&to);
   return status;

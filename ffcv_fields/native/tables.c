@@ -26,6 +26,7 @@ int make_table(HuffmanTable *table, const JHUFF_TBL *from, int is_dc) {
         table->look[code << (size + spare) | rest] = (Look){bits, bits, step, 0, value, value};
       }
     }
+    if (from->bits[length] && code >= 1 << length) return 0;  // a code of ones alone, which libjpeg refuses
     table->greatest[length] = (code << (16 - length)) - 1;
   }
   table->greatest[17] = 0xFFFF;
