@@ -43,6 +43,7 @@ SMALLER = {
         "--optim.epochs=1",
     ],
     "inspect_label_maps.py --run": ["--most=20"],
+    "page_speed.py": ["--count=20"],
     "generate_label_maps.py": ["--maps.image_size=64", "--maps.size=2"],
     "cfg.label_map_dir=birds_maps.npy": ["--cfg.min_agreement=0"],  # the annotator's weights are random
 }
