@@ -49,7 +49,6 @@ SMALLER = {
 }
 NOT_RUN = {
     r"-m scenes\.(demo|suite|strong_a|transfer)|--suite scenes": "minutes of training: tests/test_scenes*.py",
-    r"rn50_configs/demo\.yaml": "the demo's training: test_train.py",
     r"-m (pytest|ruff|zensical|uv|build)": "tests, lint, site (test_site.py), lock and wheel (test_install.py)",
     r"\bpip install|activate|relabel-gpu-kit|bundle/install|setup/": "installs or collects packages",
     r"benchmarks\.(?!feeding)|tests/(faults|fuzz_beton|fuzz_jpeg|arm64)\.py": "minutes, or more tools",
