@@ -11,7 +11,6 @@ RUNS = {
     "decoding --crops 1": r"224 px, 4 crops\n.*stock / fast \d",
     "loader --count 256 --sizes 32 --rounds 1 --only ours": r"\| ours \| [\d,]+ \|",
     "packing --count 12 --work": r"\| keep \| [\d,]+ \|",
-    "packing --count 12 --rounds 1 --sizes --only stock keep": r"\| keep \| [\d,]+ \|",
 }
 
 
