@@ -50,7 +50,7 @@ def keep_jpeg(source: bytes, restart_interval: int, longest: int = 0) -> tuple[K
     code = _jpeg_keep_c(request.ctypes.data)
     if code != KEPT:
         return None, code
-    written, height, width = request[7:].tolist()
+    written, height, width = request[-3:].tolist()
     return KeptJpeg(_room[:written].copy(), height, width), KEPT
 
 

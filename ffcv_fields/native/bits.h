@@ -5,6 +5,20 @@
 
 #include "tables.h"
 
+// Eight bytes of memory as a number of which the first is the highest, and back.
+static inline __attribute__((always_inline)) uint64_t big_endian(uint64_t bytes) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  return __builtin_bswap64(bytes);
+#else
+  return bytes;
+#endif
+}
+
+// Whether one of the eight bytes is 0xFF; also 1 for some that have none, of which one looks like it beside another.
+static inline __attribute__((always_inline)) int may_have_ff(uint64_t bytes) {
+  return ((~bytes - 0x0101010101010101u) & bytes & 0x8080808080808080u) != 0;
+}
+
 #define REFILLED 56  // bits at hand after a refill, at least
 
 // A place in the stream. Bits of `buffer` below the `left` highest are the stream's next ones, or 0.
@@ -44,11 +58,8 @@ static inline __attribute__((always_inline)) Bits refill(Bits b, Source *s) {
     uint64_t bytes;
     memcpy(&bytes, b.next, 8);
     // Without a byte of 0xFF, a stuffed one or a marker, all eight are taken as they are.
-    if (__builtin_expect(((~bytes - 0x0101010101010101u) & bytes & 0x8080808080808080u) == 0, 1)) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-      bytes = __builtin_bswap64(bytes);
-#endif
-      b.buffer |= bytes >> b.left;
+    if (__builtin_expect(!may_have_ff(bytes), 1)) {
+      b.buffer |= big_endian(bytes) >> b.left;
       b.next += (63 - b.left) >> 3;
       b.left |= 56;
       return b;

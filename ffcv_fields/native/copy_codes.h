@@ -8,7 +8,6 @@
 #ifndef COPY_CODES_H
 #define COPY_CODES_H
 
-#include "bits.h"
 #include "jpeg_out.h"
 
 enum { KEPT = 0, DAMAGED = 1, OTHER_KIND = 2, TOO_LARGE = 3 };
@@ -104,10 +103,7 @@ static int begin_stretch(Stretch *stretch, const uint8_t **source, const uint8_t
 static inline __attribute__((always_inline)) uint64_t eight_bytes(const uint8_t *at) {
   uint64_t bytes;
   memcpy(&bytes, at, 8);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-  bytes = __builtin_bswap64(bytes);
-#endif
-  return bytes;
+  return big_endian(bytes);
 }
 
 // At least REFILLED bits, of a stretch.

@@ -3,7 +3,7 @@
 #ifndef JPEG_OUT_H
 #define JPEG_OUT_H
 
-#include "tables.h"
+#include "bits.h"
 
 #define CATEGORIES 12  // of DC differences that a baseline table has codes for
 
@@ -60,14 +60,11 @@ static __attribute__((noinline, cold)) uint8_t *flush_stuffed(uint8_t *next, uin
 // Whole bytes to memory, where 8 more bytes are free.
 static inline __attribute__((always_inline)) Writer flush(Writer w) {
   if (w.count < 8) return w;
-  uint64_t word = w.buffer << (64 - w.count);
+  const uint64_t word = w.buffer << (64 - w.count);
   const int bytes = w.count >> 3;
-  // A byte of 0xFF, or what looks like one beside it: both in the slow way.
-  if (__builtin_expect(((~word - 0x0101010101010101u) & word & 0x8080808080808080u) == 0, 1)) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    memcpy(w.next, &word, 8);
+  if (__builtin_expect(!may_have_ff(word), 1)) {
+    const uint64_t out = big_endian(word);
+    memcpy(w.next, &out, 8);
     w.next += bytes;
   } else {
     w.next = flush_stuffed(w.next, word, bytes);
