@@ -79,7 +79,12 @@ def run(command: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
 
 
 def run_together(processes: int, command: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a command in several processes that know of each other as torchrun's do; one that fails ends the others."""
+    """Run a command in several processes that know of each other as torchrun's do; one that fails ends the others.
+
+    One process is started without any of that, as without torchrun.
+    """
+    if processes == 1:
+        return run(command, *arguments)
     with socket.create_server(("localhost", 0)) as free:
         of_all = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     of_all |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
@@ -87,7 +92,10 @@ def run_together(processes: int, command: str, *arguments: str) -> subprocess.Co
     started = [Command(command, *arguments, **of_all, RANK=rank, LOCAL_RANK=rank) for rank in ranks]
     running = set(started)
     while running and not any(process.poll() for process in started):
-        multiprocessing.connection.wait([process.sentinel for process in running])
+        if not multiprocessing.connection.wait([process.sentinel for process in running], timeout=300):
+            for process in running:
+                process.kill()
+            raise TimeoutError("nothing ended within 300 s")
         running = {process for process in running if process.poll() is None}
     failed = [process.poll() for process in started if process.poll()]
     for process in running:
