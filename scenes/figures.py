@@ -33,12 +33,15 @@ def curves(found: dict[str, dict[int, list[float]]], name: str, file: Path) -> N
     left, right = figure.subplots(1, 2)
     base = next(iter(found.values()))
     points = list(base)
-    for number, (row, values) in enumerate(found.items()):
-        gains = {at: [a - b for a, b in zip(values[at], base[at], strict=True)] for at in points}
-        for axis, shown in ((left, values), (right, gains if number else {})):
-            if shown:
-                means, errors = zip(*(mean_and_error(shown[at]) for at in points), strict=True)
-                axis.errorbar(points, means, yerr=errors, fmt="o-", color=f"C{number}", capsize=4, label=row)
+    gains = {
+        row: {at: [a - b for a, b in zip(values[at], base[at], strict=True)] for at in points}
+        for row, values in found.items() if values is not base
+    }  # fmt: skip
+    for axis, lines in ((left, found), (right, gains)):
+        for row, values in lines.items():
+            means, errors = zip(*(mean_and_error(values[at]) for at in points), strict=True)
+            color = f"C{list(found).index(row)}"
+            axis.errorbar(points, means, yerr=errors, fmt="o-", color=color, capsize=4, label=row)
     for axis, label in ((left, "multi-label accuracy, %"), (right, f"gain over the {next(iter(found))}, points")):
         axis.set(xscale="log", xlabel={"scenes": "training scenes"}.get(name, name), ylabel=label)
         axis.set_xticks(points, [f"{at:,}" for at in points])

@@ -49,7 +49,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 RESIZING = tuple(f"--resolution.{setting}" for setting in ("min_res=32", "max_res=48", "start_ramp=41", "end_ramp=49"))
 RECIPES: dict[str, tuple[str, ...]] = {
     "progressive resizing": RESIZING,
-    "one size": (),
+    RELABEL: ROWS[RELABEL],  # of one size
     "progressive resizing, CutMix": (*RESIZING, "--data.cutmix.prob=1", "--data.cutmix.beta=1"),
     "progressive resizing, BCE": (*RESIZING, "--optim.loss=bce"),
     "progressive resizing, EMA": (*RESIZING, "--optim.ema_decay=0.9861"),  # a tenth of the run
